@@ -1,0 +1,206 @@
+"""The nouns of the instrument, as frozen data: what was asked, under which condition, what came, what it means.
+
+What this module does not know: models, tensors, files, statistics. Every rate is a fraction in [0, 1], every effect a
+difference of two rates in [-1, 1], every interval a two-sided 95 % interval.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "BASELINE",
+    "Completion",
+    "Condition",
+    "DosePoint",
+    "Effect",
+    "Judgement",
+    "Label",
+    "LayerAuroc",
+    "Operator",
+    "Positions",
+    "Prompt",
+    "PromptLabel",
+    "Rate",
+    "Readability",
+    "Side",
+    "Split",
+    "Summary",
+    "Verdict",
+]
+
+Label = Literal["refuse", "comply", "evade", "degenerate", "unscored"]
+PromptLabel = Literal["harmful", "harmless", "borderline", "neutral"]
+Split = Literal["extract", "select", "calibrate", "test"]
+Operator = Literal["add", "ablate", "clamp"]
+Positions = Literal["all", "last-prompt-token-on", "generated"]
+Side = Literal["suppress", "enhance"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One line of data/prompts/*.jsonl. `cluster` is never split; `pair` joins a harmful prompt with its harmless twin."""
+
+    id: str
+    text: str
+    label: PromptLabel
+    category: str
+    cluster: str
+    pair: str
+    split: Split
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to the residual stream while a prompt is answered.
+
+    `vector` names a steering vector of the run, `layer` is the 0-based block whose output is edited, and `dose` is the
+    multiple of the vector as it is stored. A vector made by this instrument is stored with the norm of the gap between the
+    class means, so that its dose is κ.
+    """
+
+    vector: str
+    layer: int
+    operator: Operator
+    dose: float
+    positions: Positions
+
+
+BASELINE = Condition(vector="", layer=0, operator="add", dose=0.0, positions="generated")
+"""No intervention: a dose of zero, written one way only so that every baseline row has the same key."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The text one row gave. `finished` is false where the token limit cut it."""
+
+    prompt_id: str
+    prompt: str
+    condition: Condition
+    completion: str
+    n_tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The decision of one judge about one completion, with the rule or quote it rests on."""
+
+    label: Label
+    judge: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`count` of `n` scored rows; `unscored` rows are outside n. [low, high] is a 95 % interval; (nan, nan) if n = 0."""
+
+    count: int
+    n: int
+    unscored: int
+    low: float
+    high: float
+
+    @property
+    def value(self) -> float:
+        """count / n, nan when nothing was scored."""
+        return self.count / self.n if self.n else float("nan")
+
+
+@dataclass(frozen=True)
+class LayerAuroc:
+    """How well the direction of one layer and template position separates held-out matched pairs."""
+
+    layer: int
+    position: int
+    auroc: float
+    low: float
+    high: float
+    selection_auroc: float
+
+
+@dataclass(frozen=True)
+class Readability:
+    """Readability by layer on the test split, and the layer and position that the select split chose."""
+
+    layers: tuple[LayerAuroc, ...]
+    best_layer: int
+    best_position: int
+    n_pairs: int
+    confounds: Mapping[str, float]
+    """AUROC of each text-only baseline (length, TF-IDF, …) on the same test pairs."""
+
+
+@dataclass(frozen=True)
+class DosePoint:
+    """Labels of one prompt class under one condition; `coherent` says whether the dose is inside the coherent window."""
+
+    split: Split
+    prompt_label: PromptLabel
+    layer: int
+    kappa: float
+    delta: float
+    labels: Mapping[Label, int]
+    rate: Rate
+    """Refusal rate for the enhance side and the baseline, compliance rate for the suppress side."""
+    outcome: Label
+    coherent: bool
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Paired difference on the test split at the layer and dose that the calibrate split chose.
+
+    `value` is steered minus baseline of the coherent outcome (comply for suppress, refuse for enhance); `gained` and `lost`
+    are the discordant prompts; `mde` the minimum detectable effect at 80 % power; `p_null` the share of random directions
+    of the same size that do at least as much, with the +1 correction, and None where no null was drawn.
+    """
+
+    side: Side
+    prompt_label: PromptLabel
+    layer: int
+    kappa: float
+    value: float
+    low: float
+    high: float
+    baseline: Rate
+    steered: Rate
+    gained: int
+    lost: int
+    p_mcnemar: float
+    mde: float
+    headroom: float
+    null_effects: tuple[float, ...]
+    p_null: float | None
+    calibrate_value: float
+    """The same effect on the split that chose it: the difference is the winner's-curse gap."""
+    coherent: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The conclusion about one model under one operator."""
+
+    readable: str
+    steerable: str
+    sides: Mapping[Side, str]
+    sentence: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything a table, a figure or the report of one run is made from. No completions."""
+
+    run: Mapping[str, object]
+    """The content of run.json: model, source, hashes, versions, seed, preset, protocol."""
+    readability: Readability
+    doses: tuple[DosePoint, ...]
+    effects: Mapping[Side, Effect]
+    verdict: Verdict
+    seconds: float
+    peak_memory_bytes: int
+    unscored: int = 0
+    warnings: tuple[str, ...] = field(default=())
