@@ -130,7 +130,11 @@ class Readability:
     best_position: int
     n_pairs: int
     confounds: Mapping[str, float]
-    """AUROC of each text-only baseline (length, TF-IDF, …) on the same test pairs."""
+    """AUROC of each text-only baseline (length, TF-IDF, …) on the same test pairs, the larger of A and 1 − A."""
+    gain: float
+    gain_low: float
+    gain_high: float
+    """AUROC at the chosen layer and position minus that of the best text-only baseline, paired."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,12 @@ class DosePoint:
     layer: int
     kappa: float
     delta: float
+    position: int
     labels: Mapping[Label, int]
-    rate: Rate
-    """Refusal rate for the enhance side and the baseline, compliance rate for the suppress side."""
     outcome: Label
+    """What the side of this class is after: comply for harmful prompts (suppress), refuse for harmless ones (enhance)."""
+    rate: Rate
+    """Rate of `outcome`."""
     coherent: bool
 
 
@@ -161,7 +167,9 @@ class Effect:
     side: Side
     prompt_label: PromptLabel
     layer: int
+    position: int
     kappa: float
+    delta: float
     value: float
     low: float
     high: float
@@ -173,6 +181,8 @@ class Effect:
     mde: float
     headroom: float
     null_effects: tuple[float, ...]
+    null_value: float
+    """The effect on the prompts that the nulls were given; nan without nulls."""
     p_null: float | None
     calibrate_value: float
     """The same effect on the split that chose it: the difference is the winner's-curse gap."""

@@ -1,0 +1,121 @@
+"""Read and edit the residual stream at the output of decoder blocks, by forward hooks that live inside a `with`.
+
+Capture site and steering site are the same point: what block ℓ returns, before any final norm. What this module does not
+know: prompts, generation, what a direction means.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from crystallized_safety.interventions import Edit, edit_stream
+
+__all__ = ["BatchEdits", "batch_edits", "edited", "recorded"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """At most one edit per row at one layer. `rows` indexes the batch."""
+
+    rows: Int[Tensor, " edited"]
+    direction: Float[Tensor, "edited d_model"]
+    a: Float[Tensor, " edited"]
+    b: Float[Tensor, " edited"]
+
+
+BatchEdits = Mapping[int, tuple[_Stage, ...]]
+"""Layer → stages; the second edit of a row at the same layer is in the second stage, so that edits compose in order."""
+
+
+def batch_edits(rows: Sequence[Sequence[Edit]], *, dtype: torch.dtype, device: torch.device | str) -> BatchEdits:
+    """Stack the edits of a batch, so that one hook per layer serves every row."""
+    staged: dict[int, list[list[tuple[int, Edit]]]] = {}
+    for row, edits in enumerate(rows):
+        seen: dict[int, int] = {}
+        for one in edits:
+            stage = seen.get(one.layer, 0)
+            seen[one.layer] = stage + 1
+            stages = staged.setdefault(one.layer, [])
+            if stage == len(stages):
+                stages.append([])
+            stages[stage].append((row, one))
+    wide = torch.promote_types(dtype, torch.float32)
+    return {layer: tuple(_stack(stage, wide, device) for stage in stages) for layer, stages in staged.items()}
+
+
+def _stack(stage: Sequence[tuple[int, Edit]], dtype: torch.dtype, device: torch.device | str) -> _Stage:
+    return _Stage(
+        rows=torch.tensor([row for row, _ in stage], device=device),
+        direction=torch.stack([one.direction for _, one in stage]).to(device=device, dtype=dtype),
+        a=torch.tensor([one.coefficients.a for _, one in stage], dtype=dtype, device=device),
+        b=torch.tensor([one.coefficients.b for _, one in stage], dtype=dtype, device=device),
+    )
+
+
+@contextmanager
+def edited(blocks: Sequence[nn.Module], edits: BatchEdits, applies: Bool[Tensor, "row position"]) -> Iterator[None]:
+    """While open, every forward pass through `blocks` carries the edits, at the positions where `applies`."""
+    with _hooked(blocks, {layer: partial(_edit_rows, stages, applies) for layer, stages in edits.items()}):
+        yield
+
+
+def _edit_rows(
+    stages: Sequence[_Stage], applies: Bool[Tensor, "row position"], stream: Float[Tensor, "row position d_model"]
+) -> Float[Tensor, "row position d_model"]:
+    for stage in stages:
+        rows, direction = stage.rows.to(stream.device), stage.direction.to(stream.device)
+        moved = edit_stream(
+            stream[rows],
+            direction=direction,
+            a=stage.a.to(stream.device),
+            b=stage.b.to(stream.device),
+            applies=applies.to(stream.device)[rows],
+        )
+        stream = stream.index_copy(0, rows, moved)
+    return stream
+
+
+@contextmanager
+def recorded(
+    blocks: Sequence[nn.Module], *, layers: Sequence[int], positions: Sequence[int]
+) -> Iterator[dict[int, Float[Tensor, "row n_positions d_model"]]]:
+    """While open, the last forward pass leaves the stream of `layers` at `positions` in the yielded mapping.
+
+    Positions count from the end of the (left-padded) rows: −1 is the last token. Only these positions are kept.
+    """
+    seen: dict[int, Float[Tensor, "row n_positions d_model"]] = {}
+    index = list(positions)
+
+    def keep(layer: int, stream: Float[Tensor, "row position d_model"]) -> None:
+        seen[layer] = stream.detach()[:, index].cpu()
+
+    with _hooked(blocks, {layer: partial(keep, layer) for layer in layers}):
+        yield seen
+
+
+@contextmanager
+def _hooked(blocks: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
+    try:
+        for layer, function in functions.items():
+            handles.append(blocks[layer].register_forward_hook(partial(_on_output, function)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _on_output(function: Callable[[Tensor], Tensor | None], _block: nn.Module, _inputs: Any, output: Any) -> Any:
+    """Decoder blocks return a tensor in newer transformers and a tuple in older ones; both are served."""
+    stream = output[0] if isinstance(output, tuple) else output
+    changed = function(stream)
+    if changed is None:
+        return output
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
