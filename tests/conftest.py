@@ -55,3 +55,9 @@ def tiny(smollm2: LanguageModel) -> Callable[[str], LanguageModel]:
         return from_parts(model, smollm2.tokenizer, f"tiny-{architecture}")
 
     return build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run in parallel processes; small models are faster on one thread each."""
+    torch.set_num_threads(1)

@@ -4,9 +4,9 @@ One forward pass per prompt gives every layer and position asked for; only those
 accumulated in float64 and stored in float32. What this module does not know: generation, labels of completions, splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from jaxtyping import Float
@@ -44,21 +44,26 @@ def record(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] = (-1,),
     batch_size: int = 16,
+    on_prompts: Callable[[int], object] = int,
 ) -> Recording:
     """Read the stream of templated prompts (token ids) in one forward pass each, whatever the number of layers.
+
+    `on_prompts` is told how many prompts each forward pass read.
 
     Raises InputError where there is no prompt, or one is shorter than a position asked for, ModelError where the model has
     no such layer or the stream is not finite.
     """
     layers = tuple(range(lm.n_layers)) if layers is None else tuple(layers)
     _check_sites(lm, prompts, layers, positions)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     stream = torch.empty(len(prompts), len(layers), len(positions), lm.d_model, dtype=_kept_dtype(lm))
-    remaining = iter(order)
-    while chunk := list(islice(remaining, batch_size)):
-        seen = _forward(lm, [prompts[index] for index in chunk], layers, positions)
+    for chunk in _equally_long(prompts, batch_size):
+        with recorded(lm.blocks, layers=layers, positions=positions) as seen:
+            lm.model(
+                input_ids=torch.tensor([prompts[index] for index in chunk], device=lm.device), use_cache=False, logits_to_keep=1
+            )
         for column, layer in enumerate(layers):
             stream[chunk, column] = seen[layer].to(stream.dtype)
+        on_prompts(len(chunk))
     if not bool(torch.isfinite(stream).all()):
         raise ModelError(f"The residual stream of '{lm.name}' must be finite, but holds NaN or infinity. Load it in float32 or bfloat16.")
     return Recording(stream, layers, tuple(positions))
@@ -81,26 +86,17 @@ def _check_sites(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], layers: 
         )
 
 
-def _forward(
-    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], layers: Sequence[int], positions: Sequence[int]
-) -> dict[int, Float[Tensor, "row n_positions d_model"]]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[lm.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=lm.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=lm.device)
-    with recorded(lm.blocks, layers=layers, positions=positions) as seen:
-        lm.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=1,
-        )
-    return seen
+def _equally_long(prompts: Sequence[tuple[int, ...]], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts that go through the model together: of one length, so that nothing is padded."""
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for _, group in groupby(by_length, key=lambda index: len(prompts[index])):
+        while chunk := list(islice(group, batch_size)):
+            yield chunk
 
 
 def difference_in_means(
-    harmful: Float[Tensor, "n_harmful d_model"], harmless: Float[Tensor, "n_harmless d_model"]
-) -> Float[Tensor, " d_model"]:
+    harmful: Float[Tensor, "n_harmful *site d_model"], harmless: Float[Tensor, "n_harmless *site d_model"]
+) -> Float[Tensor, "*site d_model"]:
     """mean(harmful) − mean(harmless), summed in float64 (Marks and Tegmark 2310.06824; Arditi et al. 2406.11717, §2.3)."""
     return harmful.double().mean(dim=0) - harmless.double().mean(dim=0)
 

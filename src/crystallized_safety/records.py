@@ -105,7 +105,7 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """count / n, nan when nothing was scored."""
+        """Share count / n, nan when nothing was scored."""
         return self.count / self.n if self.n else float("nan")
 
 

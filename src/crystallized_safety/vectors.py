@@ -87,7 +87,7 @@ class SteeringVector:
         plain = [pytree.tree_map(lambda one: one.tensor if isinstance(one, cls) else one, part) for part in (args, kwargs or {})]
         return func(*plain[0], **plain[1])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: FBT001 - NumPy's protocol
         return np.array(self.tensor.numpy(), dtype=dtype, copy=copy)
 
     def __len__(self) -> int:

@@ -7,6 +7,7 @@ Greedy decoding. What this module does not know: text, templates, labels. Rows d
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crystallized_safety.engines.rows import Generated, Row
-from crystallized_safety.models import LanguageModel
+from crystallized_safety.models import LanguageModel, empty_cache, joined_cache
 from crystallized_safety.residual import batch_edits, edited
 
 __all__ = ["TransformersEngine"]
@@ -57,7 +58,7 @@ class _Batch:
     def generate(self) -> Iterator[Generated]:
         cache = self._prefill()
         tokens = torch.tensor([row.tokens[-1] for row in self._rows], device=self._lm.device)
-        logits, cache = self._step(tokens, cache, generated=False)
+        logits = self._step(tokens, cache, generated=False)
         while True:
             tokens = logits.argmax(dim=-1)
             ended = [self._take(row, token) for row, token in enumerate(tokens.tolist())]
@@ -67,7 +68,7 @@ class _Batch:
                 return
             if len(stays) < len(ended):
                 tokens = self._leave(stays, tokens, cache)
-            logits, cache = self._step(tokens, cache, generated=True)
+            logits = self._step(tokens, cache, generated=True)
 
     def _take(self, row: int, token: int) -> Generated | None:
         """Append a token to a row; the completion, once the row needs no further step."""
@@ -89,33 +90,27 @@ class _Batch:
         return tokens[index]
 
     def _prefill(self) -> Any:
-        """All prompt tokens but the last, left-padded, each distinct prefill once; then one cache row per row."""
-        firsts: dict[object, int] = {}
-        owners = [firsts.setdefault(_prefill_key(row), len(firsts)) for row in self._rows]
-        distinct = [self._rows[owners.index(owner)] for owner in range(len(firsts))]
-        width = max(len(row.tokens) for row in distinct) - 1
-        index = torch.tensor(owners, device=self._lm.device)
-        if width == 0:
-            return None
-        pads = [width - len(row.tokens) + 1 for row in distinct]
-        ids = [[self._lm.pad_id] * pad + list(row.tokens[:-1]) for pad, row in zip(pads, distinct, strict=True)]
-        mask = torch.tensor([[column >= pad for column in range(width)] for pad in pads], device=self._lm.device)
-        edits = self._edits([[one for one in row.edits if one.positions == "all"] for row in distinct])
-        with edited(self._lm.blocks, edits, mask):
-            output = self._lm.model(
-                input_ids=torch.tensor(ids, device=self._lm.device),
-                attention_mask=mask.long(),
-                position_ids=(mask.long().cumsum(dim=-1) - 1).clamp(min=0),
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        cache = output.past_key_values
-        if len(distinct) < len(self._rows):
-            cache.batch_select_indices(index)
-        self._mask = mask[index]
+        """All prompt tokens but the last, each distinct prefill once, those of equal length together; one cache row per row."""
+        distinct: dict[object, Row] = {}
+        for row in self._rows:
+            distinct.setdefault(_prefill_key(row), row)
+        groups = [tuple(group) for _, group in groupby(distinct.values(), key=lambda row: len(row.tokens))]
+        place = {_prefill_key(row): index for index, row in enumerate(row for group in groups for row in group)}
+        index = torch.tensor([place[_prefill_key(row)] for row in self._rows], device=self._lm.device)
+        width = max(len(row.tokens) for row in self._rows) - 1
+        pads = torch.tensor([width + 1 - len(row.tokens) for row in self._rows], device=self._lm.device)
+        self._mask = torch.arange(width, device=self._lm.device)[None, :] >= pads[:, None]
+        return joined_cache([self._prefill_group(group) for group in groups], index)
+
+    def _prefill_group(self, rows: Sequence[Row]) -> Any:
+        ids = torch.tensor([row.tokens[:-1] for row in rows], device=self._lm.device)
+        edits = self._edits([[one for one in row.edits if one.positions == "all"] for row in rows])
+        with edited(self._lm.blocks, edits, torch.ones_like(ids, dtype=torch.bool)):
+            cache = empty_cache()
+            self._lm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
-    def _step(self, tokens: Int[Tensor, " row"], cache: Any, *, generated: bool) -> tuple[Float[Tensor, "row vocabulary"], Any]:
+    def _step(self, tokens: Int[Tensor, " row"], cache: Any, *, generated: bool) -> Float[Tensor, "row vocabulary"]:
         """One token further. The first step reads the last prompt token, which `generated` conditions leave alone."""
         ones = torch.ones(len(self._rows), 1, dtype=torch.bool, device=self._lm.device)
         self._mask = torch.cat([self._mask, ones], dim=-1)
@@ -129,7 +124,8 @@ class _Batch:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return output.logits[:, -1], output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
     def _edits(self, rows: Sequence[Sequence[Any]]) -> Any:
         return batch_edits(rows, dtype=self._lm.dtype, device=self._lm.device)

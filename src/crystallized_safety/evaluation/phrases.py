@@ -24,7 +24,7 @@ __all__ = [
     "WEAK_REFUSALS",
 ]
 
-_ADVERB = r"(?:\s+(?:really|simply|just|currently|also|actually|directly|ethically|legally|respectfully|politely|knowingly|personally|still|ever|possibly|in good conscience|unfortunately|therefore|honestly|definitely|necessarily|even|and will not|or will not|nor will i|and won't)){0,3},?"
+_ADVERB = r"(?:\s+(?:really|simply|just|currently|also|actually|directly|ethically|legally|respectfully|politely|knowingly|personally|still|ever|possibly|in good (?:conscience|faith)|unfortunately|therefore|honestly|definitely|necessarily|even|and will not|or will not|nor will i|and won't)){0,3},?"
 _CANNOT = r"(?:can(?:'?t| ?not)|could ?n(?:o|')t|won'?t|will not|would(?:n't| not)|shall not|must not|should ?n(?:o|')t|may not)"
 _UNABLE = (
     r"(?:am|'m|are|'re|is)\s+(?:(?:just|simply|currently|really|truly|also|so|still|simply|afraid|quite)\s+)?(?:unable|not\s+(?:\w+\s+)?(?:able|allowed|permitted|authori[sz]ed|programmed|designed|equipped|trained|willing|going|"

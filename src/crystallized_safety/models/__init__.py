@@ -6,6 +6,7 @@
     packages         weights that travel in package registries, joined and verified
     conversion       one GGUF file becomes one folder of float32 safetensors
     language_model   a loaded model with its decoder blocks, stop tokens and tokenizer
+    cache            key-value caches of rows prefilled apart, joined into one batch
     chat             chat template, prompt tokens, decoding, fingerprints
 
 The public names are imported on first use, so that the list of models, `registry.registry()`, costs no import of torch. What
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crystallized_safety.models.cache import empty_cache, joined_cache
     from crystallized_safety.models.chat import (
         chat_tokens,
         decode,
@@ -35,8 +37,10 @@ __all__ = [
     "cache_folder",
     "chat_tokens",
     "decode",
+    "empty_cache",
     "find_blocks",
     "from_parts",
+    "joined_cache",
     "load",
     "n_post_instruction",
     "resolve",
@@ -47,6 +51,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "empty_cache": "cache",
+    "joined_cache": "cache",
     "ModelEntry": "registry",
     "resolve": "registry",
     "Served": "sources",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from crystallized_safety.config import load_preset
 from crystallized_safety.controllability import SIGN
 from crystallized_safety.errors import InputError, ModelError
-from crystallized_safety.models import LanguageModel
+from crystallized_safety.models import LanguageModel, silent
 from crystallized_safety.records import DosePoint
 from crystallized_safety.store import open_run
 from crystallized_safety.study.main import about, lab_of, loaded
@@ -34,7 +34,7 @@ class SweepConfig:
 def run_layer_sweep(
     config: SweepConfig,
     *,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = silent,
     progress: Callable[[Progress], None] = unheard,
 ) -> tuple[DosePoint, ...]:
     """The baseline and every layer × dose, in one queue of rows; what the folder already holds is read.

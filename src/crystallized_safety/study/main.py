@@ -15,7 +15,7 @@ from typing import Any
 import crystallized_safety
 from crystallized_safety.config import Preset, load_preset, load_protocol, protocol_sha256
 from crystallized_safety.engines import TransformersEngine
-from crystallized_safety.models import LanguageModel, load, template_sha256, tokenizer_sha256, weights_fingerprint
+from crystallized_safety.models import LanguageModel, load, silent, template_sha256, tokenizer_sha256, weights_fingerprint
 from crystallized_safety.prompts import fingerprint
 from crystallized_safety.readability import measure
 from crystallized_safety.records import Summary
@@ -36,7 +36,7 @@ _VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "s
 def run_study(
     config: StudyConfig,
     *,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = silent,
     progress: Callable[[Progress], None] = unheard,
 ) -> Summary:
     """From a chat model to a verdict in `config.output`; what is there already is read, not done again.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from crystallized_safety.extraction import Recording, difference_in_means, record
+from crystallized_safety.extraction import difference_in_means, record
 from crystallized_safety.models import LanguageModel, chat_tokens, n_post_instruction
 from crystallized_safety.readability import Scores
 from crystallized_safety.records import Prompt
@@ -23,9 +23,6 @@ from crystallized_safety.study.plan import Pairs
 from crystallized_safety.vectors import SteeringVector
 
 __all__ = ["Recorded", "read_positions", "recorded_sites"]
-
-_CHUNK = 16
-
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
@@ -90,29 +87,27 @@ def _directions(
     lm: LanguageModel, extract: Pairs, positions: tuple[int, ...], on_prompts: Callable[[int], None]
 ) -> tuple[Tensor, Tensor]:
     """Gaps [n_layers, n_positions, d_model] in float64, and the median length of the stream [n_layers, n_positions]."""
-    harmful = torch.cat([one.stream for one in _recordings(lm, extract.harmful, positions, on_prompts)])
-    harmless = torch.cat([one.stream for one in _recordings(lm, extract.harmless, positions, on_prompts)])
-    norms = torch.cat([harmful, harmless]).double().norm(dim=-1).median(dim=0).values
-    return difference_in_means(harmful, harmless), norms
+    stream = _stream(lm, extract.both, positions, on_prompts)
+    n = len(extract.harmful)
+    return difference_in_means(stream[:n], stream[n:]), stream.double().norm(dim=-1).median(dim=0).values
 
 
 def _projections(
-    lm: LanguageModel, split: Pairs, gaps: Float[Tensor, "n_layers n_positions d_model"], positions: tuple[int, ...], on_prompts: Callable[[int], None]
+    lm: LanguageModel,
+    split: Pairs,
+    gaps: Float[Tensor, "n_layers n_positions d_model"],
+    positions: tuple[int, ...],
+    on_prompts: Callable[[int], None],
 ) -> Float[Tensor, "n_prompts n_layers n_positions"]:
     units = torch.nn.functional.normalize(gaps.double(), dim=-1)
-    parts = _recordings(lm, split.both, positions, on_prompts)
-    return torch.cat([torch.einsum("nlpd,lpd->nlp", one.stream.double(), units) for one in parts])
+    return torch.einsum("nlpd,lpd->nlp", _stream(lm, split.both, positions, on_prompts).double(), units)
 
 
-def _recordings(
+def _stream(
     lm: LanguageModel, prompts: Sequence[Prompt], positions: tuple[int, ...], on_prompts: Callable[[int], None]
-) -> list[Recording]:
-    parts = []
-    for start in range(0, len(prompts), _CHUNK):
-        chunk = prompts[start : start + _CHUNK]
-        parts.append(record(lm, [chat_tokens(lm, prompt.text) for prompt in chunk], positions=positions, batch_size=_CHUNK))
-        on_prompts(len(chunk))
-    return parts
+) -> Float[Tensor, "n_prompts n_layers n_positions d_model"]:
+    tokens = [chat_tokens(lm, prompt.text) for prompt in prompts]
+    return record(lm, tokens, positions=positions, on_prompts=on_prompts).stream
 
 
 def _array(tensor: Tensor) -> NDArray[np.float64]:

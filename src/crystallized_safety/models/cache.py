@@ -1,0 +1,33 @@
+"""Key-value caches of rows that were prefilled apart, joined into one batch.
+
+Rows of equal length are prefilled without padding: with some architectures a padding position attends to nothing, becomes
+NaN, and spreads. What this module does not know: tokens, edits, which rows belong together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+__all__ = ["empty_cache", "joined_cache"]
+
+
+def empty_cache() -> DynamicCache:
+    """A cache that keeps every position in every layer; sliding windows are applied by the attention mask alone."""
+    return DynamicCache()
+
+
+def joined_cache(caches: Sequence[DynamicCache], rows: Int[Tensor, " row"]) -> DynamicCache:
+    """One cache whose row i is row `rows[i]` of all caches one after the other, shorter ones padded on the left with zeros."""
+    width = max(cache.get_seq_length() for cache in caches)
+    joined = empty_cache()
+    for layer in range(len(caches[0].layers)):
+        keys, values = (
+            torch.cat([pad(one, (0, 0, width - one.shape[-2], 0)) for one in parts]).index_select(0, rows)
+            for parts in ([cache.layers[layer].keys for cache in caches], [cache.layers[layer].values for cache in caches])
+        )
+        joined.update(keys, values, layer)
+    return joined
