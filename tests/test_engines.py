@@ -65,8 +65,14 @@ def draw(lm: LanguageModel, n: int, seed: int) -> list[Asked]:
     """Rows of every operator and position, a few prompts of different lengths, layers and doses at random."""
     generator = random.Random(seed)
     prompts = [tuple(generator.randrange(3, 40000) for _ in range(length)) for length in (2, 5, 9, 9, 14)]
-    vectors = [torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    kinds = [(operator, positions) for operator in ("add", "ablate", "clamp") for positions in ("all", "last-prompt-token-on", "generated")]
+    vectors = [
+        torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
+    kinds = [
+        (operator, positions)
+        for operator in ("add", "ablate", "clamp")
+        for positions in ("all", "last-prompt-token-on", "generated")
+    ]
     return [
         Asked(
             tokens=generator.choice(prompts),
@@ -113,14 +119,20 @@ def test_rows_that_stop_leave_and_the_others_go_on(tiny: Tiny, architecture: str
     assert not all(one.finished for one in done.values())
 
 
-@pytest.mark.parametrize(("positions", "calls"), [("all", 1 + 1 + 3), ("last-prompt-token-on", 1 + 3), ("generated", 3)])
-def test_the_hook_fires_on_the_prompt_and_on_every_decode_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, positions: str, calls: int):
+@pytest.mark.parametrize(
+    ("positions", "calls"), [("all", 1 + 1 + 3), ("last-prompt-token-on", 1 + 3), ("generated", 3)]
+)
+def test_the_hook_fires_on_the_prompt_and_on_every_decode_step(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, positions: str, calls: int
+):
     """Four new tokens are four steps: the last prompt token, then three generated ones; `all` has the prefill too."""
     import crystallized_safety.residual as residual
 
     lm, seen = tiny("llama"), []
     plain = residual.edit_stream
-    monkeypatch.setattr(residual, "edit_stream", lambda stream, **rest: seen.append(stream.shape[1]) or plain(stream, **rest))
+    monkeypatch.setattr(
+        residual, "edit_stream", lambda stream, **rest: seen.append(stream.shape[1]) or plain(stream, **rest)
+    )
     asked = Asked((5, 6, 7, 8), 1, torch.ones(lm.d_model, dtype=torch.float64), "add", 0.1, positions)
     assert len(generate(replace(lm, stop_ids=frozenset()), [asked.row("a", 4)])["a"].tokens) == 4
     assert len(seen) == calls
@@ -130,7 +142,9 @@ def test_the_hook_fires_on_the_prompt_and_on_every_decode_step(tiny: Tiny, monke
 def test_a_prompt_that_no_condition_touches_is_prefilled_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
     lm, shapes = tiny("llama"), []
     forward = lm.model.forward
-    monkeypatch.setattr(lm.model, "forward", lambda **rest: shapes.append(tuple(rest["input_ids"].shape)) or forward(**rest))
+    monkeypatch.setattr(
+        lm.model, "forward", lambda **rest: shapes.append(tuple(rest["input_ids"].shape)) or forward(**rest)
+    )
     vector = torch.ones(lm.d_model, dtype=torch.float64)
     rows = [
         Asked(tokens, layer, vector, "add", dose, "last-prompt-token-on").row(f"{tokens}{layer}{dose}", 2)

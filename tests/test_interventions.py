@@ -11,7 +11,9 @@ def _stream(seed: int = 0) -> torch.Tensor:
     return torch.randn(3, 4, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _apply(stream: torch.Tensor, vector: torch.Tensor, operator: str, dose: float, applies: torch.Tensor | None = None) -> torch.Tensor:
+def _apply(
+    stream: torch.Tensor, vector: torch.Tensor, operator: str, dose: float, applies: torch.Tensor | None = None
+) -> torch.Tensor:
     one = edit(vector, layer=0, operator=operator, dose=dose, positions="all")
     rows = len(stream)
     return edit_stream(
@@ -47,7 +49,9 @@ def test_clamp_sets_the_projection_to_dose_times_the_length():
 
 def test_dose_then_minus_dose_is_the_identity():
     stream = _stream()
-    torch.testing.assert_close(_apply(_apply(stream, VECTOR, "add", 2.0), VECTOR, "add", -2.0), stream, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        _apply(_apply(stream, VECTOR, "add", 2.0), VECTOR, "add", -2.0), stream, atol=1e-12, rtol=0
+    )
 
 
 def test_positions_that_do_not_apply_keep_every_bit():
@@ -58,7 +62,10 @@ def test_positions_that_do_not_apply_keep_every_bit():
     assert not torch.equal(out[:, -1], stream[:, -1])
 
 
-@pytest.mark.parametrize(("operator", "dose", "acts"), [("add", 0.0, False), ("ablate", 0.0, False), ("clamp", 0.0, True), ("add", 1.0, True)])
+@pytest.mark.parametrize(
+    ("operator", "dose", "acts"),
+    [("add", 0.0, False), ("ablate", 0.0, False), ("clamp", 0.0, True), ("add", 1.0, True)],
+)
 def test_a_dose_of_zero_acts_only_for_clamp(operator: str, dose: float, acts: bool):
     assert edit(VECTOR, layer=0, operator=operator, dose=dose, positions="all").acts is acts
 
@@ -69,7 +76,9 @@ def test_coefficients_use_the_length_of_the_vector():
     assert coefficients("clamp", 2.0, 5.0) == Coefficients(10.0, -1.0)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(4), torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("inf")]), torch.ones(2, 2)])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(4), torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("inf")]), torch.ones(2, 2)]
+)
 def test_a_vector_that_cannot_steer_is_one_sentence(bad: torch.Tensor):
     with pytest.raises(VectorError, match="steering vector must"):
         edit(bad, layer=0, operator="add", dose=1.0, positions="all")

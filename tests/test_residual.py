@@ -18,11 +18,15 @@ def _vector(lm: LanguageModel, seed: int = 1) -> torch.Tensor:
     return torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def _streams(lm: LanguageModel, layer: int | None, rows: list[list[float]], applies: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
+def _streams(
+    lm: LanguageModel, layer: int | None, rows: list[list[float]], applies: torch.Tensor | None = None
+) -> dict[int, torch.Tensor]:
     """The stream at every layer while the rows are edited at `layer` by `add` with these doses."""
     vector = _vector(lm)
     edits = [
-        [edit(vector, layer=layer, operator="add", dose=dose, positions="all") for dose in doses] if layer is not None else []
+        [edit(vector, layer=layer, operator="add", dose=dose, positions="all") for dose in doses]
+        if layer is not None
+        else []
         for doses in rows
     ]
     applies = torch.ones_like(IDS, dtype=torch.bool) if applies is None else applies
@@ -37,12 +41,16 @@ def _streams(lm: LanguageModel, layer: int | None, rows: list[list[float]], appl
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layer", range(4))
-def test_layers_below_are_bit_equal_and_the_layer_itself_differs_by_exactly_the_vector(tiny: Tiny, architecture: str, layer: int):
+def test_layers_below_are_bit_equal_and_the_layer_itself_differs_by_exactly_the_vector(
+    tiny: Tiny, architecture: str, layer: int
+):
     lm = tiny(architecture)
     plain, steered = _streams(lm, None, [[], []]), _streams(lm, layer, [[1.5], []])
     for below in range(layer):
         assert torch.equal(plain[below], steered[below])
-    torch.testing.assert_close(steered[layer][0] - plain[layer][0], (1.5 * _vector(lm)).expand(5, -1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        steered[layer][0] - plain[layer][0], (1.5 * _vector(lm)).expand(5, -1), atol=1e-12, rtol=0
+    )
     for every in range(lm.n_layers):
         assert torch.equal(plain[every][1], steered[every][1]), "the row without an edit must not change"
     if layer < lm.n_layers - 1:
@@ -52,7 +60,9 @@ def test_layers_below_are_bit_equal_and_the_layer_itself_differs_by_exactly_the_
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_edit_at_the_last_layer_changes_the_logits(tiny: Tiny, architecture: str):
     lm = tiny(architecture)
-    last = batch_edits([[edit(_vector(lm), layer=3, operator="add", dose=2.0, positions="all")], []], dtype=lm.dtype, device=lm.device)
+    last = batch_edits(
+        [[edit(_vector(lm), layer=3, operator="add", dose=2.0, positions="all")], []], dtype=lm.dtype, device=lm.device
+    )
     with torch.inference_mode():
         plain = lm.model(input_ids=IDS).logits
         with edited(lm.blocks, last, torch.ones_like(IDS, dtype=torch.bool)):
@@ -83,7 +93,9 @@ def test_edits_of_one_row_at_one_layer_compose_in_order(tiny: Tiny):
         edits = [[edit(vector, layer=2, operator=op, dose=dose, positions="all") for op, dose in order], []]
         with (
             torch.inference_mode(),
-            edited(lm.blocks, batch_edits(edits, dtype=lm.dtype, device=lm.device), torch.ones_like(IDS, dtype=torch.bool)),
+            edited(
+                lm.blocks, batch_edits(edits, dtype=lm.dtype, device=lm.device), torch.ones_like(IDS, dtype=torch.bool)
+            ),
             recorded(lm.blocks, layers=[2], positions=[-1]) as seen,
         ):
             lm.model(input_ids=IDS)
@@ -94,10 +106,15 @@ def test_edits_of_one_row_at_one_layer_compose_in_order(tiny: Tiny):
 
 def test_hooks_are_gone_after_an_exception(tiny: Tiny):
     lm = tiny("llama")
-    edits = batch_edits([[edit(_vector(lm), layer=1, operator="add", dose=1.0, positions="all")]], dtype=lm.dtype, device=lm.device)
+    edits = batch_edits(
+        [[edit(_vector(lm), layer=1, operator="add", dose=1.0, positions="all")]], dtype=lm.dtype, device=lm.device
+    )
 
     def fail() -> None:
-        with edited(lm.blocks, edits, torch.ones(1, 5, dtype=torch.bool)), recorded(lm.blocks, layers=[0], positions=[-1]):
+        with (
+            edited(lm.blocks, edits, torch.ones(1, 5, dtype=torch.bool)),
+            recorded(lm.blocks, layers=[0], positions=[-1]),
+        ):
             raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 from tqdm import tqdm
@@ -102,7 +102,9 @@ def extract_command(
     lm = load(model, dtype=dtype, device=device, cache=cache, report=_say)
     vector = SteeringVectorExtractor(lm).load_model().extract(*texts, layer=layer, position=position)
     save_vector(vector, path)
-    print(f"{path}: layer {layer}, position {position}, length {vector.gap_norm:.3f}, {vector.delta(1.0):.1%} of the residual norm")
+    print(
+        f"{path}: layer {layer}, position {position}, length {vector.gap_norm:.3f}, {vector.delta(1.0):.1%} of the residual norm"
+    )
 
 
 @app.command(name="steer")
@@ -272,7 +274,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _slug(name: str) -> str:
-    return Path(name).stem if Path(name).suffix in {".yaml", ".yml", ".gguf"} else name.rstrip("/").rsplit("/", maxsplit=1)[-1]
+    return (
+        Path(name).stem
+        if Path(name).suffix in {".yaml", ".yml", ".gguf"}
+        else name.rstrip("/").rsplit("/", maxsplit=1)[-1]
+    )
 
 
 def _say(line: str) -> None:
@@ -281,14 +287,19 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _bar() -> Iterator["_Tell"]:
-    with tqdm(total=1, desc="load", smoothing=0.05, bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f} rows, {remaining} left") as bar:
+    with tqdm(
+        total=1,
+        desc="load",
+        smoothing=0.05,
+        bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f} rows, {remaining} left",
+    ) as bar:
         yield _Tell(bar)
 
 
 class _Tell:
     """Shows progress; the time left is the work left over the rate so far."""
 
-    def __init__(self, bar: "tqdm[object]") -> None:
+    def __init__(self, bar: "tqdm[NoReturn]") -> None:
         self._bar = bar
 
     def __call__(self, at: "Progress") -> None:

@@ -92,7 +92,9 @@ def load_preset(name: str) -> Preset:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return _load(path, Preset)
-    raise InputError(f"A preset must be one of {', '.join(preset_names())} or a YAML file, but '{name}' came. Choose one of them.")
+    raise InputError(
+        f"A preset must be one of {', '.join(preset_names())} or a YAML file, but '{name}' came. Choose one of them."
+    )
 
 
 def load_protocol() -> Protocol:
@@ -109,11 +111,17 @@ def _load(path: Path, model: type[_Model]) -> _Model:
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(held, Mapping):
-            raise InputError(f"'{path}' must hold one 'key: value' a line, but holds {type(held).__name__}. Compare it with configs/.")
+            raise InputError(
+                f"'{path}' must hold one 'key: value' a line, but holds {type(held).__name__}. Compare it with configs/."
+            )
         return model.model_validate(held)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"'{path}' must be a YAML file, but: {error}. Compare it with the files in configs/.") from error
+        raise InputError(
+            f"'{path}' must be a YAML file, but: {error}. Compare it with the files in configs/."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"'{key}' in '{path}' is not right: {first['msg']}, but {first['input']!r} came. Compare it with configs/.") from error
+        raise InputError(
+            f"'{key}' in '{path}' is not right: {first['msg']}, but {first['input']!r} came. Compare it with configs/."
+        ) from error

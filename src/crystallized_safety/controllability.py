@@ -145,7 +145,9 @@ def _paired(baseline: Labelled, steered: Labelled, outcome: Label) -> _Paired:
         for before, after, prompt in zip(baseline.labels, steered.labels, steered.prompts, strict=True)
         if "unscored" not in {before, after}
     ]
-    return _Paired(np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), tuple(row[2] for row in rows))
+    return _Paired(
+        np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), tuple(row[2] for row in rows)
+    )
 
 
 def _mean_effect(baseline: Labelled, steered: Labelled, outcome: Label) -> float:

@@ -44,7 +44,7 @@ def record(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] = (-1,),
     batch_size: int = 16,
-    on_prompts: Callable[[int], object] = int,
+    on_prompts: Callable[[int], None] = lambda _: None,
 ) -> Recording:
     """Read the stream of templated prompts (token ids) in one forward pass each, whatever the number of layers.
 
@@ -59,13 +59,17 @@ def record(
     for chunk in _equally_long(prompts, batch_size):
         with recorded(lm.blocks, layers=layers, positions=positions) as seen:
             lm.model(
-                input_ids=torch.tensor([prompts[index] for index in chunk], device=lm.device), use_cache=False, logits_to_keep=1
+                input_ids=torch.tensor([prompts[index] for index in chunk], device=lm.device),
+                use_cache=False,
+                logits_to_keep=1,
             )
         for column, layer in enumerate(layers):
             stream[chunk, column] = seen[layer].to(stream.dtype)
         on_prompts(len(chunk))
     if not bool(torch.isfinite(stream).all()):
-        raise ModelError(f"The residual stream of '{lm.name}' must be finite, but holds NaN or infinity. Load it in float32 or bfloat16.")
+        raise ModelError(
+            f"The residual stream of '{lm.name}' must be finite, but holds NaN or infinity. Load it in float32 or bfloat16."
+        )
     return Recording(stream, layers, tuple(positions))
 
 
@@ -73,11 +77,15 @@ def _kept_dtype(lm: LanguageModel) -> torch.dtype:
     return torch.float64 if lm.dtype == torch.float64 else torch.float32
 
 
-def _check_sites(lm: LanguageModel, prompts: Sequence[tuple[int, ...]], layers: Sequence[int], positions: Sequence[int]) -> None:
+def _check_sites(
+    lm: LanguageModel, prompts: Sequence[tuple[int, ...]], layers: Sequence[int], positions: Sequence[int]
+) -> None:
     if not prompts:
         raise InputError("Extraction needs at least one prompt of each kind, but none came. Pass a list of prompts.")
     if missing := [layer for layer in layers if not 0 <= layer < lm.n_layers]:
-        raise ModelError(f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {missing[0]} came. Choose another layer.")
+        raise ModelError(
+            f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {missing[0]} came. Choose another layer."
+        )
     shortest = min(len(prompt) for prompt in prompts)
     if not positions or not all(-shortest <= position < 0 for position in positions):
         raise InputError(
@@ -102,7 +110,13 @@ def difference_in_means(
 
 
 def steering_vector(
-    lm: LanguageModel, harmful: Recording, harmless: Recording, *, layer: int, position: int, provenance: dict[str, str] | None = None
+    lm: LanguageModel,
+    harmful: Recording,
+    harmless: Recording,
+    *,
+    layer: int,
+    position: int,
+    provenance: dict[str, str] | None = None,
 ) -> SteeringVector:
     """Difference in means at one layer and position, with its norms. Raises VectorError where the classes do not differ."""
     ours, theirs = harmful.at(layer, position), harmless.at(layer, position)
@@ -115,7 +129,12 @@ def steering_vector(
         residual_norm=float(torch.cat([ours, theirs]).double().norm(dim=-1).median()),
         method="difference-in-means",
         model=lm.name,
-        provenance={"source": lm.source, "n_harmful": str(len(ours)), "n_harmless": str(len(theirs)), **(provenance or {})},
+        provenance={
+            "source": lm.source,
+            "n_harmful": str(len(ours)),
+            "n_harmless": str(len(theirs)),
+            **(provenance or {}),
+        },
     )
 
 
@@ -141,7 +160,9 @@ class SteeringVectorExtractor:
         self._lm = load(self._asked) if isinstance(self._asked, str) else self._asked
         return self
 
-    def extract(self, harmful: Sequence[str], harmless: Sequence[str], layer: int, position: int = -1) -> SteeringVector:
+    def extract(
+        self, harmful: Sequence[str], harmless: Sequence[str], layer: int, position: int = -1
+    ) -> SteeringVector:
         """The difference in means of two lists of prompts at one layer and template position.
 
         Raises ModelError before `load_model`, InputError for an empty list.
@@ -150,7 +171,11 @@ class SteeringVectorExtractor:
             raise ModelError(f"The model '{self._asked}' must be loaded first, but it is not. Call load_model().")
         both = record_prompts(self._lm, [*harmful, *harmless], layers=[layer], positions=[position])
         if not harmful or not harmless:
-            raise InputError("Extraction needs at least one prompt of each kind, but one list is empty. Pass two lists of prompts.")
+            raise InputError(
+                "Extraction needs at least one prompt of each kind, but one list is empty. Pass two lists of prompts."
+            )
         split = len(harmful)
-        parts = [Recording(stream, both.layers, both.positions) for stream in (both.stream[:split], both.stream[split:])]
+        parts = [
+            Recording(stream, both.layers, both.positions) for stream in (both.stream[:split], both.stream[split:])
+        ]
         return steering_vector(self._lm, parts[0], parts[1], layer=layer, position=position)

@@ -54,22 +54,32 @@ def coefficients(operator: Operator, dose: float, norm: float) -> Coefficients:
         return Coefficients(0.0, -dose)
     if operator == "clamp":
         return Coefficients(dose * norm, -1.0)
-    raise InputError(f"An operator must be one of {', '.join(get_args(Operator))}, but '{operator}' came. Choose one of them.")
+    raise InputError(
+        f"An operator must be one of {', '.join(get_args(Operator))}, but '{operator}' came. Choose one of them."
+    )
 
 
-def edit(vector: Float[Tensor, " d_model"], *, layer: int, operator: Operator, dose: float, positions: Positions) -> Edit:
+def edit(
+    vector: Float[Tensor, " d_model"], *, layer: int, operator: Operator, dose: float, positions: Positions
+) -> Edit:
     """An `Edit` from a vector as the user holds it; its length is the unit of the dose.
 
     Raises VectorError for a vector that is not one-dimensional, holds NaN or infinity, or is zero, and InputError for
     positions that do not exist.
     """
     if positions not in get_args(Positions):
-        raise InputError(f"Positions must be one of {', '.join(get_args(Positions))}, but '{positions}' came. Choose one of them.")
+        raise InputError(
+            f"Positions must be one of {', '.join(get_args(Positions))}, but '{positions}' came. Choose one of them."
+        )
     if vector.ndim != 1:
-        raise VectorError(f"A steering vector must have one axis, but shape {tuple(vector.shape)} came. Pass one vector.")
+        raise VectorError(
+            f"A steering vector must have one axis, but shape {tuple(vector.shape)} came. Pass one vector."
+        )
     norm = vector.double().norm()
     if not torch.isfinite(norm) or norm == 0:
-        raise VectorError(f"A steering vector must be finite and not zero, but its length is {float(norm)}. Extract it again.")
+        raise VectorError(
+            f"A steering vector must be finite and not zero, but its length is {float(norm)}. Extract it again."
+        )
     direction = (vector.double() / norm).to(torch.promote_types(vector.dtype, torch.float32))
     return Edit(layer, direction, coefficients(operator, dose, float(norm)), positions)
 

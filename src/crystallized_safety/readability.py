@@ -28,7 +28,13 @@ class Scores:
 
 
 def measure(
-    select: Scores, test: Scores, *, extract: Sequence[Prompt], layers: Sequence[int], positions: Sequence[int], seed: int
+    select: Scores,
+    test: Scores,
+    *,
+    extract: Sequence[Prompt],
+    layers: Sequence[int],
+    positions: Sequence[int],
+    seed: int,
 ) -> Readability:
     """AUROC of every site on the test split with cluster-bootstrap intervals (2,000 resamples), and the chosen site's gain.
 

@@ -60,7 +60,7 @@ def _stack(stage: Sequence[tuple[int, Edit]], dtype: torch.dtype, device: torch.
 
 
 @contextmanager
-def edited(blocks: Sequence[nn.Module], edits: BatchEdits, applies: Bool[Tensor, "row position"]) -> Iterator[None]:
+def edited(blocks: nn.ModuleList, edits: BatchEdits, applies: Bool[Tensor, "row position"]) -> Iterator[None]:
     """While open, every forward pass through `blocks` carries the edits, at the positions where `applies`."""
     with _hooked(blocks, {layer: partial(_edit_rows, stages, applies) for layer, stages in edits.items()}):
         yield
@@ -84,7 +84,7 @@ def _edit_rows(
 
 @contextmanager
 def recorded(
-    blocks: Sequence[nn.Module], *, layers: Sequence[int], positions: Sequence[int]
+    blocks: nn.ModuleList, *, layers: Sequence[int], positions: Sequence[int]
 ) -> Iterator[dict[int, Float[Tensor, "row n_positions d_model"]]]:
     """While open, the last forward pass leaves the stream of `layers` at `positions` in the yielded mapping.
 
@@ -101,7 +101,7 @@ def recorded(
 
 
 @contextmanager
-def _hooked(blocks: Sequence[nn.Module], functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _hooked(blocks: nn.ModuleList, functions: Mapping[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     handles: list[RemovableHandle] = []
     try:
         for layer, function in functions.items():

@@ -33,7 +33,9 @@ class ActivationSteerer:
         """Load the weights. Raises ModelError where they cannot be had, or the model has no such layer."""
         lm = load(self._asked) if isinstance(self._asked, str) else self._asked
         if not 0 <= self._layer < lm.n_layers:
-            raise ModelError(f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {self._layer} came. Choose another layer.")
+            raise ModelError(
+                f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {self._layer} came. Choose another layer."
+            )
         self._lm = lm
         return self
 
@@ -65,7 +67,9 @@ class ActivationSteerer:
         max_new_tokens: int = 128,
     ) -> str:
         """The model's answer while alpha times the vector is applied; negative alpha suppresses refusal, 0 changes nothing."""
-        return self.generate_batch([prompt], [alpha], operator=operator, positions=positions, max_new_tokens=max_new_tokens)[0]
+        return self.generate_batch(
+            [prompt], [alpha], operator=operator, positions=positions, max_new_tokens=max_new_tokens
+        )[0]
 
     def generate_batch(
         self,
@@ -82,9 +86,13 @@ class ActivationSteerer:
         """
         lm = self._loaded()
         if len(prompts) != len(alphas):
-            raise InputError(f"There must be one alpha per prompt, but {len(prompts)} prompts and {len(alphas)} alphas came.")
+            raise InputError(
+                f"There must be one alpha per prompt, but {len(prompts)} prompts and {len(alphas)} alphas came."
+            )
         if self._vector is None and (any(alphas) or operator == "clamp"):
-            raise VectorError("A vector must be set before steering, but there is none. Call set_steering_vector(vector).")
+            raise VectorError(
+                "A vector must be set before steering, but there is none. Call set_steering_vector(vector)."
+            )
         rows = [
             Row(str(index), chat_tokens(lm, prompt), self._edits(operator, alpha, positions), max_new_tokens)
             for index, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))

@@ -41,7 +41,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise RunError(f"'{path}' must be written, but {error.strerror or error}. Make room or choose another folder.") from error
+        raise RunError(
+            f"'{path}' must be written, but {error.strerror or error}. Make room or choose another folder."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -82,7 +84,9 @@ class RunFolder:
             with partial.open("a", encoding="utf-8") as file:
                 file.write(_line(completion))
         except OSError as error:
-            raise RunError(f"'{partial}' must be written, but {error.strerror or error}. Make room and run again.") from error
+            raise RunError(
+                f"'{partial}' must be written, but {error.strerror or error}. Make room and run again."
+            ) from error
 
     def finish(self, cell: str, completions: Sequence[Completion]) -> None:
         """Write a complete cell, in the order given, and drop its partial file."""
@@ -106,11 +110,15 @@ class RunFolder:
         """Read summary.json. Raises RunError where the run has not reached its verdict or the file is damaged."""
         path = self.path / "summary.json"
         if not path.is_file():
-            raise RunError(f"'{self.path}' must hold a finished run, but has no summary.json. Finish it: crystallized run MODEL --output …")
+            raise RunError(
+                f"'{self.path}' must hold a finished run, but has no summary.json. Finish it: crystallized run MODEL --output …"
+            )
         try:
             return _SUMMARY.validate_json(path.read_bytes())
         except ValidationError as error:
-            raise RunError(f"'{path}' must be a summary of this version, but: {error.errors()[0]['msg']}. Run again to rebuild it.") from error
+            raise RunError(
+                f"'{path}' must be a summary of this version, but: {error.errors()[0]['msg']}. Run again to rebuild it."
+            ) from error
 
     def _cell(self, cell: str) -> Path:
         return self.path / "cells" / f"{cell}.jsonl"
@@ -143,14 +151,20 @@ def open_run(path: Path, about: Mapping[str, Any]) -> RunFolder:
     held = path / "run.json"
     if not held.exists():
         if path.exists() and any(path.iterdir()):
-            raise RunError(f"The folder of a run must be new or a run's own, but '{path}' holds other files. Choose another --output.")
+            raise RunError(
+                f"The folder of a run must be new or a run's own, but '{path}' holds other files. Choose another --output."
+            )
         write_whole(held, json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
         return RunFolder(path)
     before, now = _flat(read_run(path)), _flat(json.loads(json.dumps(about)))
-    differ = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in _CHANGES_FREELY)
+    differ = sorted(
+        key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in _CHANGES_FREELY
+    )
     if differ:
         shown = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differ[:4])
-        raise RunError(f"'{path}' must hold the same run, but these differ: {shown}. Choose another --output, or delete the folder.")
+        raise RunError(
+            f"'{path}' must hold the same run, but these differ: {shown}. Choose another --output, or delete the folder."
+        )
     return RunFolder(path)
 
 
@@ -158,13 +172,17 @@ def read_run(path: Path) -> dict[str, Any]:
     """The content of run.json. Raises RunError where there is none or it is damaged."""
     held = path / "run.json"
     if not held.is_file():
-        raise RunError(f"'{path}' must be the folder of a run, but has no run.json. Pass the --output of an earlier run.")
+        raise RunError(
+            f"'{path}' must be the folder of a run, but has no run.json. Pass the --output of an earlier run."
+        )
     try:
         about = json.loads(held.read_bytes())
     except ValueError as error:
         raise RunError(f"'{held}' must be JSON, but: {error}. Delete the folder and run again.") from error
     if not isinstance(about, dict):
-        raise RunError(f"'{held}' must be a JSON object, but is a {type(about).__name__}. Delete the folder and run again.")
+        raise RunError(
+            f"'{held}' must be a JSON object, but is a {type(about).__name__}. Delete the folder and run again."
+        )
     return about
 
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from crystallized_safety.engines import Engine, Generated, Row
 from crystallized_safety.evaluation import judge_by_matcher
-from crystallized_safety.interventions import edit
+from crystallized_safety.interventions import Edit, edit
 from crystallized_safety.models import LanguageModel, chat_tokens, decode
 from crystallized_safety.records import BASELINE, Completion, Condition, Judgement, Prompt
 from crystallized_safety.store import RunFolder
@@ -76,7 +76,9 @@ def run(
             yield _judged(folder, one)
         else:
             waiting[one.name] = _Waiting(one, {row.prompt_id: row for row in folder.recover(one.name)})
-    yield from (_finish(folder, waiting.pop(name)) for name in [name for name, cell in waiting.items() if cell.complete])
+    yield from (
+        _finish(folder, waiting.pop(name)) for name in [name for name, cell in waiting.items() if cell.complete]
+    )
     rows = [row for cell in waiting.values() for row in _rows(lm, cell, vectors)]
     for generated in engine.generate(rows):
         name, _, prompt_id = generated.key.partition("\n")
@@ -101,11 +103,17 @@ class _Waiting:
 
 def _rows(lm: LanguageModel, waiting: _Waiting, vectors: Mapping[str, SteeringVector]) -> Iterator[Row]:
     condition = waiting.cell.condition
-    edits = ()
+    edits: tuple[Edit, ...] = ()
     if condition != BASELINE:
         tensor = vectors[condition.vector].tensor
         edits = (
-            edit(tensor, layer=condition.layer, operator=condition.operator, dose=condition.dose, positions=condition.positions),
+            edit(
+                tensor,
+                layer=condition.layer,
+                operator=condition.operator,
+                dose=condition.dose,
+                positions=condition.positions,
+            ),
         )
     for prompt in waiting.cell.prompts:
         if prompt.id not in waiting.rows:

@@ -60,7 +60,8 @@ class SteeringVector:
 
     def norm(self) -> Float[Tensor, ""]:
         """Length of the vector, in units of the residual stream."""
-        return self.tensor.norm()
+        norm: Tensor = self.tensor.norm()
+        return norm
 
     def kappa(self, alpha: float) -> float:
         """Dose in gap units: κ = α·‖v‖ / ‖gap‖ (PROTOCOL §1.0)."""
@@ -80,11 +81,18 @@ class SteeringVector:
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Torch functions see the tensor."""
         del types
-        plain = [pytree.tree_map(lambda one: one.tensor if isinstance(one, cls) else one, part) for part in (args, kwargs or {})]
+        plain = [
+            pytree.tree_map(lambda one: one.tensor if isinstance(one, cls) else one, part)
+            for part in (args, kwargs or {})
+        ]
         return func(*plain[0], **plain[1])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:  # noqa: FBT001 - NumPy's protocol
@@ -109,7 +117,9 @@ def check_suffix(path: Path | str) -> Path:
     """The path, if a vector can be written there. Raises VectorError for another suffix."""
     path = Path(path)
     if path.suffix not in {".safetensors", ".pt"}:
-        raise VectorError(f"A vector file must end in .safetensors or .pt, but '{path.name}' came. Choose one of the two.")
+        raise VectorError(
+            f"A vector file must end in .safetensors or .pt, but '{path.name}' came. Choose one of the two."
+        )
     return path
 
 
@@ -125,12 +135,18 @@ def save_vector(vector: SteeringVector, path: Path | str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file({name: vector.tensor.contiguous()}, written, metadata={"steering_vector": json.dumps(about, sort_keys=True)})
+            save_file(
+                {name: vector.tensor.contiguous()},
+                written,
+                metadata={"steering_vector": json.dumps(about, sort_keys=True)},
+            )
         else:
             torch.save({name: vector.tensor.clone(), "steering_vector": json.dumps(about, sort_keys=True)}, written)
         written.replace(path)
     except OSError as error:
-        raise VectorError(f"The vector must be written to '{path}', but {error.strerror or error}. Choose another place.") from error
+        raise VectorError(
+            f"The vector must be written to '{path}', but {error.strerror or error}. Choose another place."
+        ) from error
     finally:
         written.unlink(missing_ok=True)
     return path
@@ -140,14 +156,16 @@ def load_vector(path: Path | str) -> SteeringVector:
     """Read a vector written by `save_vector`. Raises VectorError for anything else, and runs no code from the file."""
     path = Path(path)
     if not path.is_file():
-        raise VectorError(f"The vector file '{path}' must exist, but there is none. Make one: crystallized extract MODEL.")
+        raise VectorError(
+            f"The vector file '{path}' must exist, but there is none. Make one: crystallized extract MODEL."
+        )
     tensors, about = (_read_pt if check_suffix(path).suffix == ".pt" else _read_safetensors)(path)
     if len(tensors) != 1 or about is None:
         raise VectorError(
             f"'{path}' must hold one tensor direction.N and its description, but holds {sorted(tensors) or 'nothing'}"
             f"{'' if about else ' and no description'}. Make one with: crystallized extract MODEL --output FILE."
         )
-    return _vector(path, *tensors.items(), about)
+    return _vector(path, next(iter(tensors.items())), about)
 
 
 def _vector(path: Path, named: tuple[str, Tensor], about: str) -> SteeringVector:
@@ -156,7 +174,9 @@ def _vector(path: Path, named: tuple[str, Tensor], about: str) -> SteeringVector
         vector = SteeringVector(tensor=tensor, **json.loads(about))
         consistent = name == f"direction.{vector.layer}" and vector.site == SITE and vector.sign == SIGN
     except (TypeError, ValueError) as error:
-        raise VectorError(f"The description in '{path}' must be that of a steering vector, but: {error}. Extract it again.") from error
+        raise VectorError(
+            f"The description in '{path}' must be that of a steering vector, but: {error}. Extract it again."
+        ) from error
     if not consistent or not (vector.gap_norm > 0 and vector.residual_norm > 0):
         raise VectorError(
             f"'{path}' must hold direction.{vector.layer} at {SITE} with sign {SIGN} and positive norms, but its description "
@@ -178,9 +198,13 @@ def _read_pt(path: Path) -> tuple[dict[str, Tensor], str | None]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         first = str(error).split("\n", maxsplit=1)[0]
-        raise VectorError(f"'{path}' must be a .pt file of plain tensors and text, but: {first} Extract it again.") from error
+        raise VectorError(
+            f"'{path}' must be a .pt file of plain tensors and text, but: {first} Extract it again."
+        ) from error
     if not isinstance(held, dict):
-        raise VectorError(f"'{path}' must hold a tensor with its description, but holds a bare {type(held).__name__}. Extract it again.")
+        raise VectorError(
+            f"'{path}' must hold a tensor with its description, but holds a bare {type(held).__name__}. Extract it again."
+        )
     about = held.get("steering_vector")
     return {key: one for key, one in held.items() if isinstance(one, Tensor)}, about if isinstance(about, str) else None
 
@@ -190,4 +214,6 @@ def _check(tensor: object, what: str) -> None:
         came = f"shape {tuple(tensor.shape)}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise VectorError(f"{what} must be a floating-point tensor with one axis, but {came} came. Pass one vector.")
     if not bool(torch.isfinite(tensor).all()) or not bool(tensor.any()):
-        raise VectorError(f"{what} must be finite and not zero, but NaN, infinity or only zeros came. Extract it again.")
+        raise VectorError(
+            f"{what} must be finite and not zero, but NaN, infinity or only zeros came. Extract it again."
+        )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from crystallized_safety.config import Protocol
 from crystallized_safety.records import Effect, LayerAuroc, Readability, Side, Verdict
 
-__all__ = ["decide", "readable_word", "side_word", "steerable_word"]
+__all__ = ["best", "decide", "readable_word", "side_word", "steerable_word"]
 
 _DONE: Mapping[Side, str] = {"suppress": "compliance with harmful prompts", "enhance": "refusal of harmless prompts"}
 _STEERABLE = {
@@ -132,11 +132,17 @@ def _notes(
         )
         notes.extend(_null_notes(side, effect, protocol))
         if word == "Masked":
-            notes.append(f"{side}: the baseline leaves {effect.headroom:.0%} of the scale to move in; {protocol.headroom:.0%} are needed.")
+            notes.append(
+                f"{side}: the baseline leaves {effect.headroom:.0%} of the scale to move in; {protocol.headroom:.0%} are needed."
+            )
         if word in {"✗", "Underpowered"}:
-            notes.append(f"{side}: the smallest effect this test could have seen in 4 of 5 repetitions is {100 * effect.mde:.0f} pp.")
+            notes.append(
+                f"{side}: the smallest effect this test could have seen in 4 of 5 repetitions is {100 * effect.mde:.0f} pp."
+            )
         if not effect.coherent:
-            notes.append(f"{side}: the dose that was coherent on the calibrate split breaks the text on the test split.")
+            notes.append(
+                f"{side}: the dose that was coherent on the calibrate split breaks the text on the test split."
+            )
     strongest = max(readability.confounds, key=lambda name: readability.confounds[name], default=None)
     if strongest:
         notes.append(

@@ -20,6 +20,7 @@ from crystallized_safety.residual import batch_edits, edited
 
 __all__ = ["TransformersEngine"]
 
+
 @dataclass(frozen=True)
 class TransformersEngine:
     """The default engine, on CPU and GPU. `batch_size` is the largest number of rows decoded together."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from crystallized_safety.models.language_model import LanguageModel, find_blocks, from_parts, load
     from crystallized_safety.models.registry import ModelEntry, resolve
-    from crystallized_safety.models.sources import Served, cache_folder, serve
+    from crystallized_safety.models.sources import Served, cache_folder, serve, silent
 
 __all__ = [
     "LanguageModel",
@@ -45,6 +45,7 @@ __all__ = [
     "n_post_instruction",
     "resolve",
     "serve",
+    "silent",
     "template_sha256",
     "tokenizer_sha256",
     "weights_fingerprint",
@@ -58,6 +59,7 @@ _HOME = {
     "Served": "sources",
     "cache_folder": "sources",
     "serve": "sources",
+    "silent": "sources",
     "LanguageModel": "language_model",
     "find_blocks": "language_model",
     "from_parts": "language_model",

@@ -5,9 +5,10 @@ NaN, and spreads. What this module does not know: tokens, edits, which rows belo
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -25,9 +26,13 @@ def joined_cache(caches: Sequence[DynamicCache], rows: Int[Tensor, " row"]) -> D
     width = max(cache.get_seq_length() for cache in caches)
     joined = empty_cache()
     for layer in range(len(caches[0].layers)):
-        keys, values = (
-            torch.cat([pad(one, (0, 0, width - one.shape[-2], 0)) for one in parts]).index_select(0, rows)
-            for parts in ([cache.layers[layer].keys for cache in caches], [cache.layers[layer].values for cache in caches])
-        )
-        joined.update(keys, values, layer)
+        held: list[Any] = [cache.layers[layer] for cache in caches]
+        keys = _stacked([one.keys for one in held], width, rows)
+        joined.update(keys, _stacked([one.values for one in held], width, rows), layer)
     return joined
+
+
+def _stacked(
+    parts: Sequence[Float[Tensor, "part head position d_head"]], width: int, rows: Int[Tensor, " row"]
+) -> Float[Tensor, "row head width d_head"]:
+    return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts]).index_select(0, rows)

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from crystallized_safety.figures import dose_response_figure, effects_figure, label_shares_figure, readability_figure, svg
+from crystallized_safety.figures import (
+    dose_response_figure,
+    effects_figure,
+    label_shares_figure,
+    readability_figure,
+    svg,
+)
 from crystallized_safety.records import Condition, DosePoint
 from crystallized_safety.report.completions import LabelledCompletion
 from crystallized_safety.report.page import render
 from crystallized_safety.store import RunFolder, write_whole
 
-__all__ = ["dose_table", "write_run_report"]
+__all__ = ["FIGURES", "dose_table", "write_run_report"]
 
-_FIGURES = {
+FIGURES = {
     "readability": readability_figure,
     "dose-response": dose_response_figure,
     "label-shares": label_shares_figure,
@@ -33,7 +39,7 @@ def write_run_report(folder: Path, *, completions: bool = False) -> Path:
     run = RunFolder(folder)
     summary = run.summary()
     write_whole(folder / "table.csv", dose_table(summary.doses).to_csv(index=False))
-    for name, draw in _FIGURES.items():
+    for name, draw in FIGURES.items():
         write_whole(folder / "figures" / f"{name}.svg", svg(draw(summary), name=name, standalone=True))
     path = folder / "report.html"
     write_whole(path, render(summary, tuple(_labelled(run, str(summary.run["judge"]))) if completions else ()))

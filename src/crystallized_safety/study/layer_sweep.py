@@ -53,7 +53,9 @@ def run_layer_sweep(
     meter = Meter(progress, {"record": RECORDED_UNITS * len(parts.extract.both), "sweep": n_rows})
     recorded = recorded_sites(lm, parts.extract, {}, folder=folder, on_prompts=meter.prompts)
     if config.position not in recorded.positions:
-        raise ModelError(f"The position must be one of {list(recorded.positions)}, but {config.position} came. Choose one.")
+        raise ModelError(
+            f"The position must be one of {list(recorded.positions)}, but {config.position} came. Choose one."
+        )
     lab = lab_of(config.study, preset, lm, folder=folder, recorded=recorded, meter=meter)
     meter.enter("sweep")
     baselines = baselines_of(lab, parts.calibrate)
@@ -71,5 +73,7 @@ def run_layer_sweep(
 
 def _layers(config: SweepConfig, lm: LanguageModel) -> tuple[int, ...]:
     if wrong := [layer for layer in config.layers if not 0 <= layer < lm.n_layers]:
-        raise ModelError(f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {wrong[0]} came. Choose another layer.")
+        raise ModelError(
+            f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {wrong[0]} came. Choose another layer."
+        )
     return config.layers or tuple(range(lm.n_layers))

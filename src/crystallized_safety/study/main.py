@@ -15,7 +15,14 @@ from typing import Any
 import crystallized_safety
 from crystallized_safety.config import Preset, load_preset, load_protocol, protocol_sha256
 from crystallized_safety.engines import TransformersEngine
-from crystallized_safety.models import LanguageModel, load, silent, template_sha256, tokenizer_sha256, weights_fingerprint
+from crystallized_safety.models import (
+    LanguageModel,
+    load,
+    silent,
+    template_sha256,
+    tokenizer_sha256,
+    weights_fingerprint,
+)
 from crystallized_safety.prompts import fingerprint
 from crystallized_safety.readability import measure
 from crystallized_safety.records import Summary
@@ -150,7 +157,9 @@ def _warnings(lm: LanguageModel, preset: Preset) -> list[str]:
     if not lm.has_chat_template:
         warnings.append("The model has no chat template; a plain 'User: … Assistant:' template was used.")
     if preset.n_nulls < 39:
-        warnings.append(f"{preset.n_nulls} random directions were drawn; the protocol asks for 39 or more (--preset full).")
+        warnings.append(
+            f"{preset.n_nulls} random directions were drawn; the protocol asks for 39 or more (--preset full)."
+        )
     return warnings
 
 

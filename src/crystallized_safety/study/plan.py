@@ -15,6 +15,7 @@ from crystallized_safety.study.progress import RECORDED_UNITS
 
 __all__ = ["Pairs", "Splits", "StudyConfig", "pairs", "splits", "units_of"]
 
+
 @dataclass(frozen=True)
 class StudyConfig:
     """One study. `preset` is a name or a YAML file; `prompts` a JSONL file in place of the packaged set."""

@@ -24,6 +24,7 @@ from crystallized_safety.vectors import SteeringVector
 
 __all__ = ["Recorded", "read_positions", "recorded_sites"]
 
+
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """What the pass leaves. `gaps` [n_layers, n_positions, d_model] are harmful − harmless means of the extract split."""

@@ -24,7 +24,17 @@ from crystallized_safety.study.plan import Pairs
 from crystallized_safety.sweep import Cell, FinishedCell, cell
 from crystallized_safety.vectors import SteeringVector
 
-__all__ = ["Baseline", "Calibration", "Lab", "Site", "baselines_of", "calibrate", "dose_points", "effects_on_test", "null_vectors"]
+__all__ = [
+    "Baseline",
+    "Calibration",
+    "Lab",
+    "Site",
+    "baselines_of",
+    "calibrate",
+    "dose_points",
+    "effects_on_test",
+    "null_vectors",
+]
 
 RunCells = Callable[[Sequence[Cell], Mapping[str, SteeringVector]], Iterable[FinishedCell]]
 VectorAt = Callable[[int, int], SteeringVector]
@@ -55,7 +65,9 @@ def calibrate(lab: Lab, pairs: Pairs, *, layers: Sequence[int], positions: Seque
     baselines = baselines_of(lab, pairs)
     doses = sorted(lab.preset.kappas)
     middle = doses[len(doses) // 2]
-    screen = dose_points(lab, pairs, baselines, [Site(side, layer, at, middle) for side in SIGN for layer in layers for at in positions])
+    screen = dose_points(
+        lab, pairs, baselines, [Site(side, layer, at, middle) for side in SIGN for layer in layers for at in positions]
+    )
     position = max(positions, key=lambda at: sum(_reach(screen[side], baselines[side], at) for side in SIGN))
     rest = [Site(side, layer, position, dose) for side in SIGN for layer in layers for dose in doses if dose != middle]
     swept = dose_points(lab, pairs, baselines, rest)
@@ -70,9 +82,15 @@ def calibrate(lab: Lab, pairs: Pairs, *, layers: Sequence[int], positions: Seque
     ]
     curve = dose_points(lab, pairs, baselines, asked)
     return Calibration(
-        points=tuple(point for side in SIGN for point in (baselines[side].point, *screen[side], *swept[side], *curve[side])),
+        points=tuple(
+            point for side in SIGN for point in (baselines[side].point, *screen[side], *swept[side], *curve[side])
+        ),
         chosen=chosen,
-        values={side: best.rate.value - baselines[side].point.rate.value for side, best in chosen.items() if best is not None},
+        values={
+            side: best.rate.value - baselines[side].point.rate.value
+            for side, best in chosen.items()
+            if best is not None
+        },
     )
 
 
@@ -178,7 +196,9 @@ class Site:
         return SIGN[self.side] * self.dose
 
 
-def dose_points(lab: Lab, pairs: Pairs, baselines: Mapping[Side, Baseline], sites: Sequence[Site]) -> dict[Side, list[DosePoint]]:
+def dose_points(
+    lab: Lab, pairs: Pairs, baselines: Mapping[Side, Baseline], sites: Sequence[Site]
+) -> dict[Side, list[DosePoint]]:
     """Dose points of many sites, both sides in one queue of rows."""
     vectors = {_name(one.layer, one.position): lab.vector_at(one.layer, one.position) for one in sites}
     cells = [
