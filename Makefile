@@ -28,3 +28,12 @@ format: .venv/dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 ci: check test
+
+bench: .venv/run
+	$(BIN)/python benchmarks/sweep.py
+
+docs: .venv/dev
+	$(BIN)/cog -r docs/cli.md
+
+reproduce: .venv/run
+	$(BIN)/python scripts/reproduce_figures.py

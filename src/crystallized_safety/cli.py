@@ -45,13 +45,13 @@ def run_command(
     Args:
         model: Alias (see `crystallized models`), Hugging Face id, local folder or .gguf file.
         preset: quick, full, or a YAML file of the same form as configs/sweeps/quick.yaml.
-        output: Folder of the run. Default: results/MODEL-PRESET.
+        output: Folder of the run; None: results/MODEL-PRESET.
         seed: Seed of the bootstrap and of the random directions.
         dtype: Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU.
         device: auto, cpu, cuda, cuda:1, mps.
         batch_size: Largest number of rows decoded together.
         prompts: A JSONL file of matched pairs in place of the packaged ones.
-        cache: Folder for model weights. Default: $CRYSTALLIZED_CACHE or the user's cache folder.
+        cache: Folder for model weights; None: $CRYSTALLIZED_CACHE or the user's cache folder.
     """
     from crystallized_safety.report import write_run_report
     from crystallized_safety.study import StudyConfig, run_study
@@ -85,7 +85,7 @@ def extract_command(
     Args:
         model: Alias, Hugging Face id, local folder or .gguf file.
         layer: 0-based decoder block whose output is read.
-        output: Where to save it, .safetensors or .pt. Default: data/vectors/MODEL-layerN.safetensors.
+        output: Where to save it, .safetensors or .pt; None: data/vectors/MODEL-layerN.safetensors.
         position: Prompt token that is read, counted from the end; −1 is the last.
         harmful: Text file, one prompt a line, in place of the packaged prompts; needs --harmless too.
         harmless: Text file, one prompt a line.
@@ -128,7 +128,7 @@ def steer_command(
         model: Alias, Hugging Face id, local folder or .gguf file.
         prompt: What the user asks.
         layer: 0-based decoder block whose output is edited.
-        vector: A saved vector. Default: extracted now from the packaged prompts.
+        vector: A saved vector; None: extracted now from the packaged prompts.
         alphas: Multiples of the vector.
         operator: add moves the stream, ablate removes that share of the projection, clamp sets it.
         positions: Tokens whose stream is edited.
@@ -143,6 +143,10 @@ def steer_command(
     from crystallized_safety.steering import ActivationSteerer
     from crystallized_safety.vectors import load_vector
 
+    if max_new_tokens < 1:
+        raise InputError(
+            f"An answer must have at least one token, but {max_new_tokens} came. Pass --max-new-tokens 48."
+        )
     held = load_vector(vector) if vector else None
     lm = load(model, dtype=dtype, device=device, cache=cache, report=_say)
     steerer = ActivationSteerer(lm, layer=layer).load_model()
@@ -175,11 +179,11 @@ def sweep_command(
 
     Args:
         model: Alias, Hugging Face id, local folder or .gguf file.
-        layers: 0-based decoder blocks. Default: all.
+        layers: 0-based decoder blocks; None: all.
         kappas: Doses in gap units; negative ones are tried on harmful prompts, positive ones on harmless prompts.
         position: Prompt token at which the direction is read, counted from the end; −1 is the last.
         preset: Where the number of prompts and tokens comes from.
-        output: Folder of the run. Default: results/MODEL-sweep.
+        output: Folder of the run; None: results/MODEL-sweep.
         dtype: Precision of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
         batch_size: Largest number of rows decoded together.
@@ -242,13 +246,22 @@ def models_command() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `crystallized`."""
     try:
-        app.cli(prog="crystallized", args=arguments)
+        app.cli(prog="crystallized", args=_model_first(sys.argv[1:] if arguments is None else arguments))
     except CrystallizedError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _model_first(arguments: Sequence[str]) -> list[str]:
+    """`COMMAND … --model NAME`, as the experiments are called, is `COMMAND NAME …`."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--model=") else [word])]
+    if "--model" not in words[1:-1]:
+        return words
+    at = words.index("--model", 1)
+    return [words[0], words[at + 1], *words[1:at], *words[at + 2 :]]
 
 
 def _extraction_texts(harmful: Path | None, harmless: Path | None) -> tuple[list[str], list[str]]:
@@ -291,6 +304,7 @@ def _bar() -> Iterator["_Tell"]:
         total=1,
         desc="load",
         smoothing=0.05,
+        delay=0.001,  # nothing is shown before the first progress, so that an error of the user stands alone
         bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f} rows, {remaining} left",
     ) as bar:
         yield _Tell(bar)
@@ -304,5 +318,5 @@ class _Tell:
 
     def __call__(self, at: "Progress") -> None:
         self._bar.total = at.total
-        self._bar.set_description(at.stage, refresh=False)
+        self._bar.set_description_str(at.stage, refresh=False)
         self._bar.update(at.done - self._bar.n)

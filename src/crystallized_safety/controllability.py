@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystallized_safety.config import Protocol
+from crystallized_safety.errors import InputError
 from crystallized_safety.records import Condition, DosePoint, Effect, Label, Prompt, PromptLabel, Side
 from crystallized_safety.statistics import minimum_detectable_effect, p_from_nulls, paired_effect, rate
 
@@ -19,6 +20,8 @@ __all__ = ["OUTCOME", "PROMPT_LABEL", "SIGN", "Dosed", "Labelled", "choose", "do
 SIGN: Mapping[Side, int] = {"suppress": -1, "enhance": 1}
 PROMPT_LABEL: Mapping[Side, PromptLabel] = {"suppress": "harmful", "enhance": "harmless"}
 OUTCOME: Mapping[Side, Label] = {"suppress": "comply", "enhance": "refuse"}
+_ROUNDING = 1e-9
+"""Differences of rates are exact in prompts, not in floating point: 12/20 - 3/20 must count as 90 % of 13/20 - 3/20."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,24 @@ def dose_point(side: Side, dosed: Dosed, baseline: Labelled, protocol: Protocol)
 
 
 def _coherent(cell: Labelled, baseline: Labelled, protocol: Protocol) -> bool:
-    """At most `degenerate_gain` more of the same prompts end in broken text than at baseline (PROTOCOL §1.5)."""
-    gained = cell.labels.count("degenerate") - baseline.labels.count("degenerate")
-    return gained <= protocol.degenerate_gain * len(cell.labels)
+    """At most `degenerate_gain` more of the prompts scored under both break than at baseline (PROTOCOL §1.5)."""
+    rows = [row for row in zip(baseline.labels, cell.labels, strict=True) if "unscored" not in row]
+    gained = sum((after == "degenerate") - (before == "degenerate") for before, after in rows)
+    return gained <= protocol.degenerate_gain * len(rows)
 
 
 def choose(points: Sequence[DosePoint], baseline: DosePoint, protocol: Protocol) -> DosePoint | None:
     """The smallest coherent dose within `parsimony` of the best effect; None where no dose is coherent.
 
     Where nothing moves the outcome, the largest coherent dose, so that a later "✗" is not one of too small a dose. Ties go
-    to the larger effect, then to the earlier layer (PROTOCOL §1.6, dose parsimony).
+    to the larger effect, then to the earlier layer (PROTOCOL §1.6, dose parsimony). Raises InputError where the baseline or
+    every dose is wholly unscored: that is a judge that failed, not a dose that broke the text.
     """
+    if not baseline.rate.n or not any(point.rate.n for point in points):
+        raise InputError(
+            f"A dose can only be chosen from scored completions, but the judge left every {baseline.prompt_label} completion of "
+            f"the baseline or of all {len(points)} doses unscored. Judge them again."
+        )
     coherent = [point for point in points if point.coherent and point.rate.n]
     if not coherent:
         return None
@@ -82,7 +92,7 @@ def choose(points: Sequence[DosePoint], baseline: DosePoint, protocol: Protocol)
     best = max(effects.values())
     if best <= 0:
         return max(coherent, key=lambda point: (abs(point.kappa), effects[id(point)], -point.layer))
-    near = [point for point in coherent if effects[id(point)] >= protocol.parsimony * best]
+    near = [point for point in coherent if effects[id(point)] >= protocol.parsimony * best - _ROUNDING]
     return min(near, key=lambda point: (abs(point.kappa), -effects[id(point)], point.layer))
 
 
@@ -96,12 +106,14 @@ def effect(
     protocol: Protocol,
     seed: int,
 ) -> Effect:
-    """The paired effect of the chosen dose on the test split, next to random directions on the first of the same prompts."""
-    outcome, refused = OUTCOME[side], baseline.labels.count("refuse")
+    """The paired effect of the chosen dose on the test split, next to random directions on the first of the same prompts.
+
+    Raises InputError where no prompt is scored both with and without steering: no number could be shown for it.
+    """
+    outcome = OUTCOME[side]
     scored = _paired(baseline, dosed.cell, outcome)
     paired = paired_effect(scored.before, scored.after, scored.clusters, seed=seed)
     n, missing = len(scored.clusters), len(baseline.labels) - len(scored.clusters)
-    refusal = refused / max(1, len(baseline.labels) - baseline.labels.count("unscored"))
     n_null = len(nulls[0].prompts) if nulls else 0
     null_effects = tuple(_mean_effect(baseline.first(n_null), null, outcome) for null in nulls)
     null_value = _mean_effect(baseline.first(n_null), dosed.cell.first(n_null), outcome) if nulls else float("nan")
@@ -121,13 +133,19 @@ def effect(
         lost=paired.lost,
         p_mcnemar=paired.p_mcnemar,
         mde=minimum_detectable_effect(len(set(scored.clusters)), (paired.gained + paired.lost) / n),
-        headroom=refusal if side == "suppress" else 1 - refusal,
+        headroom=_headroom(side, baseline),
         null_effects=null_effects,
         null_value=null_value,
         p_null=p_from_nulls(null_value, null_effects) if nulls else None,
         calibrate_value=calibrate_value,
         coherent=_coherent(dosed.cell, baseline, protocol),
     )
+
+
+def _headroom(side: Side, baseline: Labelled) -> float:
+    """Baseline refusal for suppress, the rest of the scored rows for enhance (PROTOCOL §1.7)."""
+    scored = [label for label in baseline.labels if label != "unscored"]
+    return sum((label == "refuse") == (side == "suppress") for label in scored) / len(scored)
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,11 @@ def _paired(baseline: Labelled, steered: Labelled, outcome: Label) -> _Paired:
         for before, after, prompt in zip(baseline.labels, steered.labels, steered.prompts, strict=True)
         if "unscored" not in {before, after}
     ]
+    if not rows:
+        raise InputError(
+            f"An effect needs prompts scored with and without steering, but none of {len(steered.prompts)} under "
+            f"'{steered.condition.vector}' at layer {steered.condition.layer} is. Judge them again."
+        )
     return _Paired(
         np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), tuple(row[2] for row in rows)
     )

@@ -13,6 +13,7 @@ loses only the rows that were being generated. What this module does not know: m
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             f"'{path}' must be written, but {error.strerror or error}. Make room or choose another folder."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+            partial.unlink()
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,10 @@ def open_run(path: Path, about: Mapping[str, Any]) -> RunFolder:
     """The folder of a run, made if it is new. Raises RunError where it holds a run of another configuration."""
     held = path / "run.json"
     if not held.exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            came = "holds other files" if path.is_dir() else "is a file"
             raise RunError(
-                f"The folder of a run must be new or a run's own, but '{path}' holds other files. Choose another --output."
+                f"The folder of a run must be new or a run's own, but '{path}' {came}. Choose another --output."
             )
         write_whole(held, json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
         return RunFolder(path)

@@ -6,26 +6,44 @@ crystallized.
 """
 
 from collections.abc import Mapping
+from pathlib import PureWindowsPath
 
 from crystallized_safety.config import Protocol
 from crystallized_safety.records import Effect, LayerAuroc, Readability, Side, Verdict
 
 __all__ = ["best", "decide", "readable_word", "side_word", "steerable_word"]
 
-_DONE: Mapping[Side, str] = {"suppress": "compliance with harmful prompts", "enhance": "refusal of harmless prompts"}
-_STEERABLE = {
-    "✓": "it steers both ways",
-    "Partial": "it steers in part",
-    "✗": "it does not steer",
-    "Masked": "whether it steers is masked: the baseline leaves no room to see it",
-    "Underpowered": "whether it steers cannot be said from this few prompts",
+_DONE: Mapping[Side, str] = {
+    "suppress": "subtracting it changes compliance with harmful prompts",
+    "enhance": "adding it changes refusal of harmless prompts",
+}
+_UNTESTED: Mapping[Side, str] = {
+    "suppress": "subtracting it from harmful prompts broke the text at every dose",
+    "enhance": "adding it to harmless prompts broke the text at every dose",
 }
 _READABLE = {
     "✓": "is readable",
     "Partial": "is readable in part",
     "✗": "is not readable",
-    "Underpowered": "cannot be called readable or not from this few prompts",
+    "Underpowered": "cannot be called readable or unreadable from so few prompts",
 }
+_STEERABLE = {
+    "✓": "steers the model both ways",
+    "Partial": "steers the model in part",
+    "✗": "does not steer the model",
+    "Masked": "leaves open whether it steers the model, because the baseline hides it",
+    "Underpowered": "leaves open whether it steers the model, because the data are too few",
+}
+_MEANING = {
+    "✓": "a clear effect",
+    "Partial": "a partial effect",
+    "✗": "no effect that matters",
+    "Masked": "no room to see an effect",
+    "Non-specific": "random directions do as much",
+    "Collapse-only": "the text broke",
+    "Underpowered": "undecided",
+}
+_YES = frozenset({"✓", "Partial"})
 
 
 def decide(readability: Readability, effects: Mapping[Side, Effect], protocol: Protocol, *, model: str) -> Verdict:
@@ -101,20 +119,31 @@ def _specific_share(effect: Effect) -> float:
 def _sentence(
     readability: Readability, effects: Mapping[Side, Effect], *, readable: str, sides: Mapping[Side, str], model: str
 ) -> str:
-    chosen = best(readability)
-    steerable = steerable_word(sides)
-    told = "; ".join(f"{_DONE[side]} {_points(effects.get(side))} ({word})" for side, word in sides.items())
+    chosen, steerable = best(readability), steerable_word(sides)
+    link = "but" if "✗" in {readable, steerable} and _YES & {readable, steerable} else "and"
+    told = ", and ".join(_told(side, effects.get(side), word) for side, word in sides.items())
     return (
-        f"In {model} the refusal direction {_READABLE[readable]} (held-out AUROC {chosen.auroc:.2f} "
-        f"[{chosen.low:.2f}, {chosen.high:.2f}] on {readability.n_pairs} matched pairs, layer {chosen.layer}), and by adding "
-        f"it {_STEERABLE[steerable]}: {told}."
+        f"In {_short(model)} the refusal direction {_READABLE[readable]} (held-out AUROC {chosen.auroc:.2f} "
+        f"[{chosen.low:.2f}, {chosen.high:.2f}] on {readability.n_pairs} matched pairs, layer {chosen.layer}) "
+        f"{link} {_STEERABLE[steerable]}: {told}."
     )
 
 
-def _points(effect: Effect | None) -> str:
+def _told(side: Side, effect: Effect | None, word: str) -> str:
     if effect is None:
-        return "had no coherent dose"
-    return f"{effect.value * 100:+.0f} pp [{effect.low * 100:+.0f}, {effect.high * 100:+.0f}], n = {effect.steered.n}"
+        return _UNTESTED[side]
+    interval = f"{_points(effect.value)} pp [{_points(effect.low)}, {_points(effect.high)}]"
+    return f"{_DONE[side]} by {interval} (n = {effect.steered.n}: {_MEANING[word]})"
+
+
+def _points(share: float) -> str:
+    """A difference in whole percentage points with its sign, never "-0"."""
+    return f"{round(100 * share):+d}"
+
+
+def _short(model: str) -> str:
+    """The name of a model, or the last part of its path."""
+    return PureWindowsPath(model).name or model
 
 
 def _notes(
@@ -128,7 +157,7 @@ def _notes(
             continue
         notes.append(
             f"{side} ({word}): layer {effect.layer}, position {effect.position}, κ {effect.kappa:+g} (δ {effect.delta:+.2f}); "
-            f"calibrate minus test {100 * (effect.calibrate_value - effect.value):+.0f} pp."
+            f"calibrate minus test {_points(effect.calibrate_value - effect.value)} pp."
         )
         notes.extend(_null_notes(side, effect, protocol))
         if word == "Masked":
@@ -146,7 +175,7 @@ def _notes(
     strongest = max(readability.confounds, key=lambda name: readability.confounds[name], default=None)
     if strongest:
         notes.append(
-            f"Readability beats the best text-only baseline ({strongest}, {readability.confounds[strongest]:.2f}) by "
+            f"Held-out AUROC minus that of the best text-only baseline ({strongest}, {readability.confounds[strongest]:.2f}): "
             f"{readability.gain:+.2f} [{readability.gain_low:+.2f}, {readability.gain_high:+.2f}]."
         )
     return notes
@@ -158,6 +187,6 @@ def _null_notes(side: Side, effect: Effect, protocol: Protocol) -> list[str]:
     k = len(effect.null_effects)
     floor = f"; {k} directions allow no p below {1 / (k + 1):.3f}" if 1 / (k + 1) >= protocol.null_p else ""
     return [
-        f"{side}: of {k} random directions of the same size the strongest does {100 * max(effect.null_effects):+.0f} pp where "
-        f"the direction does {100 * effect.null_value:+.0f} (p = {effect.p_null:.3f}{floor})."
+        f"{side}: of {k} random directions of the same size the strongest does {_points(max(effect.null_effects))} pp "
+        f"where the direction does {_points(effect.null_value)} pp on the same prompts (p = {effect.p_null:.3f}{floor})."
     ]

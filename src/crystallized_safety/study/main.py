@@ -26,7 +26,7 @@ from crystallized_safety.models import (
 from crystallized_safety.prompts import fingerprint
 from crystallized_safety.readability import measure
 from crystallized_safety.records import Summary
-from crystallized_safety.store import RunFolder, open_run
+from crystallized_safety.store import RunFolder, open_run, read_run
 from crystallized_safety.study.plan import Splits, StudyConfig, splits, units_of
 from crystallized_safety.study.progress import Meter, Progress, unheard
 from crystallized_safety.study.recording import Recorded, read_positions, recorded_sites
@@ -55,8 +55,7 @@ def run_study(
     preset = load_preset(config.preset)
     parts = splits(preset, config.prompts)
     lm = loaded(config, report)
-    facts = about(config, preset, parts, lm)
-    folder = open_run(config.output, facts)
+    folder = open_run(config.output, about(config, preset, parts, lm))
     meter = Meter(progress, units_of(preset, parts, len(read_positions(lm))))
     scored = {"select": parts.select, "test": parts.test}
     recorded = recorded_sites(lm, parts.extract, scored, folder=folder, on_prompts=meter.prompts)
@@ -77,7 +76,7 @@ def run_study(
     _save_vectors(folder, lab, calibration)
     seconds, peak = _cost(folder, meter, time.monotonic() - started)
     summary = Summary(
-        run=facts,
+        run=read_run(folder.path),
         readability=readability,
         doses=calibration.points,
         effects=effects,

@@ -18,7 +18,10 @@ __all__ = ["Pairs", "Splits", "StudyConfig", "pairs", "splits", "units_of"]
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """One study. `preset` is a name or a YAML file; `prompts` a JSONL file in place of the packaged set."""
+    """One study. `preset` is a name or a YAML file; `prompts` a JSONL file in place of the packaged set.
+
+    Raises InputError for a batch of no rows or a seed below 0.
+    """
 
     model: str
     preset: str
@@ -29,6 +32,14 @@ class StudyConfig:
     batch_size: int = 64
     prompts: Path | None = None
     cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(
+                f"A batch must hold at least one row, but {self.batch_size} came. Pass --batch-size 1 or more."
+            )
+        if self.seed < 0:
+            raise InputError(f"A seed must be 0 or more, but {self.seed} came. Pass --seed 0.")
 
 
 @dataclass(frozen=True)

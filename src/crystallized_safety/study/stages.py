@@ -68,7 +68,7 @@ def calibrate(lab: Lab, pairs: Pairs, *, layers: Sequence[int], positions: Seque
     screen = dose_points(
         lab, pairs, baselines, [Site(side, layer, at, middle) for side in SIGN for layer in layers for at in positions]
     )
-    position = max(positions, key=lambda at: sum(_reach(screen[side], baselines[side], at) for side in SIGN))
+    position = max(positions, key=lambda at: _promise(screen, baselines, at))
     rest = [Site(side, layer, position, dose) for side in SIGN for layer in layers for dose in doses if dose != middle]
     swept = dose_points(lab, pairs, baselines, rest)
     found = {side: [one for one in screen[side] if one.position == position] + swept[side] for side in SIGN}
@@ -230,7 +230,13 @@ def _labelled(done: FinishedCell) -> Labelled:
     return Labelled(done.cell.condition, done.cell.prompts, tuple(one.label for one in done.judgements))
 
 
-def _reach(points: Sequence[DosePoint], baseline: Baseline, position: int) -> float:
-    """The best coherent effect that one position has at the middle dose."""
-    gains = [one.rate.value - baseline.point.rate.value for one in points if one.position == position and one.coherent]
-    return max(gains, default=0.0)
+def _promise(
+    screen: Mapping[Side, Sequence[DosePoint]], baselines: Mapping[Side, Baseline], position: int
+) -> tuple[float, int]:
+    """What a position moves coherently at the middle dose, both sides together; then how many of its doses are coherent."""
+    reach, n_coherent = 0.0, 0
+    for side, points in screen.items():
+        usable = [one for one in points if one.position == position and one.coherent and one.rate.n]
+        reach += max([0.0, *(one.rate.value - baselines[side].point.rate.value for one in usable)])
+        n_coherent += len(usable)
+    return reach, n_coherent
