@@ -76,11 +76,6 @@ CHATML = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, train
 QUESTION = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> LanguageModel:
-    return load("smollm2-135m")
-
-
 @pytest.fixture
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Splits at spaces and, like Llama's, puts a BOS in front of its own accord."""
@@ -133,6 +128,14 @@ def test_blocks_of_a_vision_model_are_those_of_its_text_decoder() -> None:
     config = LlavaConfig(text_config=CONFIGS["llama"], vision_config=vision, image_token_index=3)
     model = LlavaForConditionalGeneration(config)
     assert type(find_blocks(model)[0]).__name__ == "LlamaDecoderLayer"
+
+
+@pytest.mark.parametrize("where", ["", "model", "model.layers.0"])
+def test_other_lists_of_the_same_length_are_not_taken_for_blocks(where) -> None:
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    size = 99 if where != "model" else 1
+    model.get_submodule(where).a_decoy = nn.ModuleList(nn.Linear(size, size) for _ in range(3))
+    assert find_blocks(model) is model.model.layers
 
 
 def test_a_model_without_a_list_of_blocks_is_refused(word_tokenizer) -> None:

@@ -59,10 +59,8 @@ def coefficients(operator: Operator, dose: float, norm: float) -> Coefficients:
     )
 
 
-def edit(
-    vector: Float[Tensor, " d_model"], *, layer: int, operator: Operator, dose: float, positions: Positions
-) -> Edit:
-    """An `Edit` from a vector as the user holds it; its length is the unit of the dose.
+def edit(vector: Tensor, *, layer: int, operator: Operator, dose: float, positions: Positions) -> Edit:
+    """An `Edit` from a vector [d_model] as the user holds it; its length is the unit of the dose.
 
     Raises VectorError for a vector that is not one-dimensional, holds NaN or infinity, or is zero, and InputError for
     positions that do not exist.

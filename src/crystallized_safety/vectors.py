@@ -4,8 +4,10 @@ What this module does not know: models, prompts, how a vector was estimated, or 
 only ever read with `weights_only=True`.
 """
 
+import contextlib
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -148,7 +150,8 @@ def save_vector(vector: SteeringVector, path: Path | str) -> Path:
             f"The vector must be written to '{path}', but {error.strerror or error}. Choose another place."
         ) from error
     finally:
-        written.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            written.unlink(missing_ok=True)
     return path
 
 
@@ -172,15 +175,16 @@ def _vector(path: Path, named: tuple[str, Tensor], about: str) -> SteeringVector
     name, tensor = named
     try:
         vector = SteeringVector(tensor=tensor, **json.loads(about))
-        consistent = name == f"direction.{vector.layer}" and vector.site == SITE and vector.sign == SIGN
+        known = name == f"direction.{vector.layer}" and (vector.site, vector.sign) == (SITE, SIGN)
+        fits = known and vector.gap_norm > 0 and vector.residual_norm > 0
     except (TypeError, ValueError) as error:
         raise VectorError(
             f"The description in '{path}' must be that of a steering vector, but: {error}. Extract it again."
         ) from error
-    if not consistent or not (vector.gap_norm > 0 and vector.residual_norm > 0):
+    if not fits:
         raise VectorError(
-            f"'{path}' must hold direction.{vector.layer} at {SITE} with sign {SIGN} and positive norms, but its description "
-            f"says {name}, {vector.site}, {vector.sign}, {vector.gap_norm}, {vector.residual_norm}. Extract it again."
+            f"'{path}' must hold direction.{vector.layer} at {SITE} with sign {SIGN} and positive norms, but it says "
+            f"{name}, {vector.site}, {vector.sign}, {vector.gap_norm}, {vector.residual_norm}. Extract it again."
         )
     return vector
 
@@ -195,7 +199,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _read_pt(path: Path) -> tuple[dict[str, Tensor], str | None]:
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle, then refuses it
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         first = str(error).split("\n", maxsplit=1)[0]
         raise VectorError(

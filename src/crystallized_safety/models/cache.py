@@ -33,6 +33,6 @@ def joined_cache(caches: Sequence[DynamicCache], rows: Int[Tensor, " row"]) -> D
 
 
 def _stacked(
-    parts: Sequence[Float[Tensor, "part head position d_head"]], width: int, rows: Int[Tensor, " row"]
+    parts: Sequence[Float[Tensor, "_ head _ d_head"]], width: int, rows: Int[Tensor, " row"]
 ) -> Float[Tensor, "row head width d_head"]:
     return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts]).index_select(0, rows)

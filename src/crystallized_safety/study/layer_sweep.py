@@ -3,8 +3,9 @@
 What this module does not know: how the table is shown.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from crystallized_safety.config import load_preset
 from crystallized_safety.controllability import SIGN
@@ -15,7 +16,7 @@ from crystallized_safety.store import open_run
 from crystallized_safety.study.main import about, lab_of, loaded
 from crystallized_safety.study.plan import StudyConfig, splits
 from crystallized_safety.study.progress import RECORDED_UNITS, Meter, Progress, unheard
-from crystallized_safety.study.recording import recorded_sites
+from crystallized_safety.study.recording import read_positions, recorded_sites
 from crystallized_safety.study.stages import Site, baselines_of, dose_points
 
 __all__ = ["SweepConfig", "run_layer_sweep"]
@@ -43,19 +44,18 @@ def run_layer_sweep(
     """
     preset = load_preset(config.study.preset)
     parts = splits(preset, config.study.prompts)
-    if not any(config.kappas):
-        raise InputError(f"A sweep needs a dose other than zero, but {list(config.kappas)} came. Pass --kappas -2 2.")
+    if not any(config.kappas) or not all(map(isfinite, config.kappas)):
+        raise InputError(
+            f"A sweep needs finite doses, one of them not zero, but {list(config.kappas)} came. Pass --kappas -2 2."
+        )
     lm = loaded(config.study, report)
     layers = _layers(config, lm)
+    _check_position(config.position, read_positions(lm))
     asked = {"layers": list(layers), "kappas": list(config.kappas), "position": config.position}
     folder = open_run(config.study.output, {**about(config.study, preset, parts, lm), **asked})
     n_rows = len(parts.calibrate.harmful) * (2 + len(layers) * len(config.kappas))
     meter = Meter(progress, {"record": RECORDED_UNITS * len(parts.extract.both), "sweep": n_rows})
     recorded = recorded_sites(lm, parts.extract, {}, folder=folder, on_prompts=meter.prompts)
-    if config.position not in recorded.positions:
-        raise ModelError(
-            f"The position must be one of {list(recorded.positions)}, but {config.position} came. Choose one."
-        )
     lab = lab_of(config.study, preset, lm, folder=folder, recorded=recorded, meter=meter)
     meter.enter("sweep")
     baselines = baselines_of(lab, parts.calibrate)
@@ -77,3 +77,8 @@ def _layers(config: SweepConfig, lm: LanguageModel) -> tuple[int, ...]:
             f"A layer of '{lm.name}' must be within 0 to {lm.n_layers - 1}, but {wrong[0]} came. Choose another layer."
         )
     return config.layers or tuple(range(lm.n_layers))
+
+
+def _check_position(position: int, read: Sequence[int]) -> None:
+    if position not in read:
+        raise ModelError(f"The position must be one of {list(read)}, but {position} came. Choose one.")
