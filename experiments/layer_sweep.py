@@ -5,4 +5,4 @@ import sys
 from crystallized_safety.cli import main
 
 if __name__ == "__main__":
-    main(["sweep", *("--model" if word == "--name" else word for word in sys.argv[1:])])
+    main(["sweep", *sys.argv[1:]])

@@ -1,5 +1,6 @@
 """Real small models for every test: tiny ones of five architectures from configs, and SmolLM2 with its real weights."""
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 from crystallized_safety.models import LanguageModel, from_parts, load
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start; this one is told below
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma2", "phi3")
 

@@ -152,7 +152,10 @@ MISTAKES = {
     "negative seed": ([*RUN, "--preset", "tiny.yaml", "--seed", "-1"], ["seed", "-1"]),
     "no prompt file": ([*RUN, "--preset", "tiny.yaml", "--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
     "prompt file without pairs": ([*RUN, "--preset", "tiny.yaml", "--prompts", "keys.jsonl"], ["keys.jsonl"]),
-    "output of another run": (["run", MODEL, "--preset", "tiny.yaml", "--output", "other-run"], ["model", "seed"]),
+    "output of another run": (
+        ["run", MODEL, "--preset", "tiny.yaml", "--output", "other-run"],
+        ["d_model: None there, 576 now"],
+    ),
     "output of a stranger": (["run", MODEL, "--preset", "tiny.yaml", "--output", "thesis"], ["thesis", "--output"]),
     "output that is a file": (["run", MODEL, "--preset", "tiny.yaml", "--output", "empty.txt"], ["empty.txt"]),
     "output inside a file": (["run", MODEL, "--preset", "tiny.yaml", "--output", "empty.txt/in"], ["empty.txt"]),
@@ -166,7 +169,7 @@ MISTAKES = {
     "position that is not read": ([*SWEEP, "--position", "-3"], ["-1", "-3"]),
     "position that is no prompt token": (
         [*EXTRACT, "--layer", "3", "--position", "0", "--harmful", "harmful.txt", "--harmless", "harmless.txt"],
-        ["0 came"],
+        ["[0] came"],
     ),
     "doses of zero": ([*SWEEP, "--kappas", "0", "0.0"], ["--kappas"]),
     "doses that are no number": ([*SWEEP, "--kappas", "nan"], ["nan"]),
@@ -361,6 +364,10 @@ def test_the_layer_sweep_of_the_experiments_is_the_sweep_of_the_program(desk: Pa
     main(["sweep", MODEL, "--layers", "15", "--kappas", "-2", "2", "--preset", "tiny.yaml", "--output", "out"])
     assert capsys.readouterr().out == promised.stdout
     assert {path: path.stat().st_mtime_ns for path in Path("out/cells").iterdir()} == times
+    assert files(desk) == before
+    with pytest.raises(SystemExit):
+        main(["sweep", MODEL, "--layers", "15", "--kappas", "-2", "3", "--preset", "tiny.yaml", "--output", "out"])
+    assert "these differ: kappas: [-2.0, 2.0] there, [-2.0, 3.0] now." in capsys.readouterr().err
     assert files(desk) == before
 
 

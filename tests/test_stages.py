@@ -271,6 +271,20 @@ def test_a_position_that_breaks_everything_is_not_preferred_to_one_that_moves_no
         assert (point.position, abs(point.kappa)) == (-4, 3.0)
 
 
+def test_a_side_that_breaks_does_not_cost_a_position_what_the_other_side_gains():
+    """At -1 suppress moves and enhance breaks; at -4 nothing moves."""
+
+    def rule(push):
+        if push.position == -4:
+            return (0.0, 0.0)
+        return (0.6, 0.0) if push.label == "harmful" else (0.0, 1.0)
+
+    _, found = calibrated(rule)
+    suppress = found.chosen["suppress"]
+    assert suppress is not None
+    assert (suppress.position, found.chosen["enhance"]) == (-1, None)
+
+
 def test_a_position_is_not_chosen_for_broken_text():
     def rule(push):
         return (0.8, 0.2) if push.position == -1 else (0.3, 0.0)

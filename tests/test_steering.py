@@ -73,6 +73,8 @@ def test_what_cannot_be_steered_is_one_sentence(
         steerer.set_steering_vector(torch.ones(10))
     with pytest.raises(InputError, match="one alpha per prompt"):
         steerer.generate_batch(["a", "b"], [1.0])
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        steerer.generate("a", 1.0, max_new_tokens=0)
     bare = ActivationSteerer(smollm2, layer=LAYER).load_model()
     with pytest.raises(VectorError, match="must be set"):
         bare.generate("Hello", alpha=1.0)

@@ -145,6 +145,8 @@ def test_a_cell_asked_twice_is_run_once(tiny: Tiny, tmp_path: Path):
     done, n_rows = walk(lm, [one, one, cell(condition(2.0), PROMPTS, 4)], tmp_path)
     assert n_rows == 4
     assert [finished.cell for finished in done] == [one]
+    again, n_rows = walk(lm, [one, one], tmp_path)
+    assert (again, n_rows) == (done, 0), "nor is it told twice when it is read from disk"
 
 
 def test_a_dose_of_zero_is_the_one_baseline(tiny: Tiny, tmp_path: Path):

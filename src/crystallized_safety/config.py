@@ -7,13 +7,13 @@ copies under `resources/`. What this module does not know: models, the meaning o
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crystallized_safety.errors import InputError
-from crystallized_safety.records import Operator, Positions
+from crystallized_safety.records import Positions
 
 __all__ = ["Preset", "Protocol", "load_preset", "load_protocol", "preset_names", "protocol_sha256", "resource"]
 
@@ -42,7 +42,8 @@ class Preset(BaseModel):
     curve_kappas: tuple[_Kappa, ...]
     """Further doses at the chosen layer, for the dose–response curve only."""
     positions: Positions
-    operator: Operator
+    operator: Literal["add"]
+    """Studies add; ablate and clamp have no dose of two signs, and are reached by `steer` so far."""
     max_new_tokens: Annotated[int, Field(ge=4, le=4096)]
 
     def layers(self, n_layers: int) -> tuple[int, ...]:

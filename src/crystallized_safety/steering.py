@@ -82,9 +82,14 @@ class ActivationSteerer:
     ) -> list[str]:
         """One answer per (prompt, alpha), all decoded together, in the order asked.
 
-        Raises InputError where the two lists differ in length, VectorError where alpha is not 0 and no vector is set.
+        Raises InputError where the two lists differ in length or no token may be generated, VectorError where alpha is not
+        0 and no vector is set.
         """
         lm = self._loaded()
+        if max_new_tokens < 1:
+            raise InputError(
+                f"An answer must have room for a token, but max_new_tokens is {max_new_tokens}. Pass 1 or more."
+            )
         if len(prompts) != len(alphas):
             raise InputError(
                 f"There must be one alpha per prompt, but {len(prompts)} prompts and {len(alphas)} alphas came."

@@ -10,7 +10,6 @@ A finished file appears by rename. Rows of an unfinished cell are appended and f
 loses only the rows that were being generated. What this module does not know: models, tensors, what a label means.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -55,7 +55,7 @@ def run_layer_sweep(
     folder = open_run(config.study.output, {**about(config.study, preset, parts, lm), **asked})
     n_rows = len(parts.calibrate.harmful) * (2 + len(layers) * len(config.kappas))
     meter = Meter(progress, {"record": RECORDED_UNITS * len(parts.extract.both), "sweep": n_rows})
-    recorded = recorded_sites(lm, parts.extract, {}, folder=folder, on_prompts=meter.prompts)
+    recorded = recorded_sites(lm, parts.extract, {}, folder=folder, meter=meter)
     lab = lab_of(config.study, preset, lm, folder=folder, recorded=recorded, meter=meter)
     meter.enter("sweep")
     baselines = baselines_of(lab, parts.calibrate)

@@ -58,7 +58,7 @@ def run_study(
     folder = open_run(config.output, about(config, preset, parts, lm))
     meter = Meter(progress, units_of(preset, parts, len(read_positions(lm))))
     scored = {"select": parts.select, "test": parts.test}
-    recorded = recorded_sites(lm, parts.extract, scored, folder=folder, on_prompts=meter.prompts)
+    recorded = recorded_sites(lm, parts.extract, scored, folder=folder, meter=meter)
     readability = measure(
         recorded.scores["select"],
         recorded.scores["test"],

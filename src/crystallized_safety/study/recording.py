@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from crystallized_safety.errors import RunError
 from crystallized_safety.extraction import difference_in_means, record
 from crystallized_safety.models import LanguageModel, chat_tokens, n_post_instruction
 from crystallized_safety.readability import Scores
 from crystallized_safety.records import Prompt
 from crystallized_safety.store import RunFolder, write_whole
 from crystallized_safety.study.plan import Pairs
+from crystallized_safety.study.progress import RECORDED_UNITS, Meter
 from crystallized_safety.vectors import SteeringVector
 
 __all__ = ["Recorded", "read_positions", "recorded_sites"]
@@ -63,19 +66,24 @@ def recorded_sites(
     scored: Mapping[str, Pairs],
     *,
     folder: RunFolder,
-    on_prompts: Callable[[int], None],
+    meter: Meter,
 ) -> Recorded:
     """Directions from `extract` and projections of the `scored` splits; read from the run folder where they are there.
 
-    `on_prompts` is told how many prompts each step recorded.
+    `meter` is told how many prompts each step recorded, or that there was nothing to record.
     """
     path, positions = folder.path / "recording.safetensors", read_positions(lm)
     if not path.exists():
-        gaps, norms = _directions(lm, extract, positions, on_prompts)
-        projected = {name: _projections(lm, split, gaps, positions, on_prompts) for name, split in scored.items()}
+        gaps, norms = _directions(lm, extract, positions, meter.prompts)
+        projected = {name: _projections(lm, split, gaps, positions, meter.prompts) for name, split in scored.items()}
         held = {"gaps": gaps.float(), "residual_norms": norms, **projected}
         write_whole(path, save({name: tensor.contiguous() for name, tensor in held.items()}))
-    held = load_file(path)
+    else:
+        meter.skip(RECORDED_UNITS * sum(len(one.both) for one in (extract, *scored.values())))
+    try:
+        held = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"'{path}' must be a recording, but: {error}. Delete it and run again.") from error
     return Recorded(
         positions=positions,
         gaps=held["gaps"],

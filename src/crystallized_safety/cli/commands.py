@@ -4,21 +4,19 @@ What this module does not know: how anything is measured. An error that the user
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tqdm import tqdm
 
+from crystallized_safety.cli.showing import progress_bar, say
 from crystallized_safety.errors import CrystallizedError, InputError
 
 if TYPE_CHECKING:
     from crystallized_safety.records import DosePoint
-    from crystallized_safety.study import Progress
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 app = tyro.extras.SubcommandApp()
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -58,8 +56,8 @@ def run_command(
 
     folder = output or Path("results") / f"{_slug(model)}-{_slug(preset)}"
     config = StudyConfig(model, preset, folder, seed, dtype, device, batch_size, prompts, cache)
-    with _bar() as progress:
-        summary = run_study(config, report=_say, progress=progress)
+    with progress_bar() as progress:
+        summary = run_study(config, report=say, progress=progress)
     path = write_run_report(folder)
     print(summary.verdict.sentence)
     for note in (*summary.verdict.notes, *summary.warnings):
@@ -99,7 +97,7 @@ def extract_command(
 
     path = check_suffix(output or Path("data/vectors") / f"{_slug(model)}-layer{layer}.safetensors")
     texts = _extraction_texts(harmful, harmless)
-    lm = load(model, dtype=dtype, device=device, cache=cache, report=_say)
+    lm = load(model, dtype=dtype, device=device, cache=cache, report=say)
     vector = SteeringVectorExtractor(lm).load_model().extract(*texts, layer=layer, position=position)
     save_vector(vector, path)
     print(
@@ -148,7 +146,7 @@ def steer_command(
             f"An answer must have at least one token, but {max_new_tokens} came. Pass --max-new-tokens 48."
         )
     held = load_vector(vector) if vector else None
-    lm = load(model, dtype=dtype, device=device, cache=cache, report=_say)
+    lm = load(model, dtype=dtype, device=device, cache=cache, report=say)
     steerer = ActivationSteerer(lm, layer=layer).load_model()
     texts = _extraction_texts(None, None)
     steerer.set_steering_vector(held or SteeringVectorExtractor(lm).load_model().extract(*texts, layer=layer))
@@ -196,9 +194,9 @@ def sweep_command(
 
     folder = output or Path("results") / f"{_slug(model)}-sweep"
     study = StudyConfig(model, preset, folder, 0, dtype, device, batch_size, prompts, cache)
-    with _bar() as progress:
+    with progress_bar() as progress:
         points: Sequence[DosePoint] = run_layer_sweep(
-            SweepConfig(study, layers, kappas, position), report=_say, progress=progress
+            SweepConfig(study, layers, kappas, position), report=say, progress=progress
         )
     table = dose_table(points)
     write_whole(folder / "table.csv", table.to_csv(index=False))
@@ -240,7 +238,9 @@ def models_command() -> None:
     from crystallized_safety.models.registry import registry
 
     for entry in registry().values():
-        print(f"{entry.alias:20} {entry.title}")
+        print(
+            f"{entry.alias:20} {entry.n_layers} layers, width {entry.d_model}: {', then '.join(map(str, entry.sources))}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app.cli(prog="crystallized", args=_model_first(sys.argv[1:] if arguments is None else arguments))
     except CrystallizedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split("\n"), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -292,31 +292,3 @@ def _slug(name: str) -> str:
         if Path(name).suffix in {".yaml", ".yml", ".gguf"}
         else name.rstrip("/").rsplit("/", maxsplit=1)[-1]
     )
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
-
-
-@contextmanager
-def _bar() -> Iterator["_Tell"]:
-    with tqdm(
-        total=1,
-        desc="load",
-        smoothing=0.05,
-        delay=0.001,  # nothing is shown before the first progress, so that an error of the user stands alone
-        bar_format="{desc}: {percentage:3.0f}% |{bar:24}| {n:.0f}/{total:.0f} rows, {remaining} left",
-    ) as bar:
-        yield _Tell(bar)
-
-
-class _Tell:
-    """Shows progress; the time left is the work left over the rate so far."""
-
-    def __init__(self, bar: "tqdm[NoReturn]") -> None:
-        self._bar = bar
-
-    def __call__(self, at: "Progress") -> None:
-        self._bar.total = at.total
-        self._bar.set_description_str(at.stage, refresh=False)
-        self._bar.update(at.done - self._bar.n)
