@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crystallized_safety.cli import app
+from crystallized_safety.prompts import load_prompts
 from crystallized_safety.records import Summary
 from crystallized_safety.report import results_table
 from crystallized_safety.store import RunFolder
@@ -66,7 +67,9 @@ def test_the_readme_is_short():
 
 
 def _published() -> list[Summary]:
-    return [RunFolder(path.parent).summary() for path in sorted((ROOT / "results").glob("*/summary.json"))]
+    return [
+        RunFolder(path.parent).summary() for path in sorted((ROOT / "results" / "published").glob("*/summary.json"))
+    ]
 
 
 def test_the_result_table_is_what_the_committed_summaries_say():
@@ -75,9 +78,11 @@ def test_the_result_table_is_what_the_committed_summaries_say():
 
 
 def test_no_published_file_holds_a_completion():
-    kept = {path.suffix for path in (ROOT / "results").rglob("*") if path.is_file() and "cells" not in path.parts}
-    tracked = subprocess.run(
-        ["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert kept
-    assert all(Path(name).name in {"summary.json", "table.csv", "run.json", ".gitignore"} for name in tracked), tracked
+    files = [path for path in (ROOT / "results" / "published").rglob("*") if path.is_file()]
+    assert files
+    prompts = [one.text for one in load_prompts()]
+    for path in files:
+        assert path.name in {"summary.json", "table.csv"}
+        text = path.read_text(encoding="utf-8")
+        assert '"completion"' not in text
+        assert not [prompt for prompt in prompts if prompt in text]

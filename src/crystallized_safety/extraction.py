@@ -169,11 +169,11 @@ class SteeringVectorExtractor:
         """
         if self._lm is None:
             raise ModelError(f"The model '{self._asked}' must be loaded first, but it is not. Call load_model().")
-        both = record_prompts(self._lm, [*harmful, *harmless], layers=[layer], positions=[position])
         if not harmful or not harmless:
             raise InputError(
                 "Extraction needs at least one prompt of each kind, but one list is empty. Pass two lists of prompts."
             )
+        both = record_prompts(self._lm, [*harmful, *harmless], layers=[layer], positions=[position])
         split = len(harmful)
         parts = [
             Recording(stream, both.layers, both.positions) for stream in (both.stream[:split], both.stream[split:])

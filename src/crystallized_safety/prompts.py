@@ -87,8 +87,8 @@ def select(
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
-    """Hash (SHA-256) what a measurement depends on (id, text, label, split), whatever the order of the prompts."""
-    lines = sorted([prompt.id, prompt.text, prompt.label, prompt.split] for prompt in prompts)
+    """Hash (SHA-256) what a measurement depends on, which is all but source and licence, whatever the order of the prompts."""
+    lines = sorted([one.id, one.text, one.label, one.category, one.cluster, one.pair, one.split] for one in prompts)
     canonical = json.dumps(lines, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _TAIL = 0.025
+_FEW_CHANGES = 5
 _Z_TEST = float(norm.ppf(1 - _TAIL))
 _Z_POWER = float(norm.ppf(0.80))
 
@@ -135,8 +136,8 @@ def paired_effect(
     """Rate under steering minus baseline rate on the same prompts, with interval and exact McNemar p.
 
     `baseline`, `steered` [n_prompts] bool, `clusters` [n_prompts]. The interval is the 95 % percentile bootstrap over
-    clusters (PROTOCOL §1.4). Where it has zero width, as when no prompt changed or all did, it would claim certainty from
-    few prompts; there the bound is exact instead: Clopper–Pearson at 97.5 % on the gained and on the lost share, with the
+    clusters (PROTOCOL §1.4). Where five prompts or fewer changed, or all did, the bootstrap would claim too much from so few;
+    there the bounds are widened to the exact ones: Clopper–Pearson at 97.5 % on the gained and on the lost share, with the
     number of clusters as n, and low = low(gained) − high(lost). No change in 100 clusters gives ±3.6 pp.
 
     Raises ValueError on lengths that differ, no prompts, or values that are not boolean.
@@ -153,8 +154,9 @@ def paired_effect(
     counts = _cluster_counts(n_clusters, seed=seed, n_boot=n_boot)
     low, high = np.quantile((counts @ sums) / (counts @ sizes), [_TAIL, 1 - _TAIL])
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    if high - low < 1e-12:
-        low, high = _exact_bounds(gained / before.size, lost / before.size, n_clusters)
+    if gained + lost <= _FEW_CHANGES or high - low < 1e-12:
+        exact_low, exact_high = _exact_bounds(gained / before.size, lost / before.size, n_clusters)
+        low, high = min(low, exact_low), max(high, exact_high)
     p_mcnemar = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
     return PairedEffect(float(difference.mean()), float(low), float(high), gained, lost, p_mcnemar)
 

@@ -1,7 +1,7 @@
 """A run on disk: run.json first, one JSONL file a cell, judgements in a parallel tree; everything else is derived.
 
     RUN/run.json                          what was asked, of which model, with which versions
-    RUN/vectors.safetensors, scores.json  what the recording pass left
+    RUN/recording.safetensors             what the recording pass left: directions, projections
     RUN/cells/ID.jsonl                    completions of one cell; ID.partial.jsonl while rows still come
     RUN/judgements/JUDGE/ID.jsonl         labels, line by line as in the cell
     RUN/summary.json, table.csv, figures/, report.html
@@ -28,7 +28,7 @@ __all__ = ["RunFolder", "open_run", "read_run", "write_whole"]
 _COMPLETION = TypeAdapter(Completion)
 _JUDGEMENT = TypeAdapter(Judgement)
 _SUMMARY = TypeAdapter(Summary)
-_CHANGES_FREELY = frozenset({"started", "command"})
+_CHANGES_FREELY = frozenset({"started"})
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -79,7 +79,7 @@ class RunFolder:
         return rows
 
     def append(self, cell: str, completion: Completion) -> None:
-        """Add one row to an unfinished cell; it is on disk when this returns."""
+        """Add one row to an unfinished cell; a killed process does not lose it, a power cut may."""
         partial = self._partial(cell)
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def open_run(path: Path, about: Mapping[str, Any]) -> RunFolder:
     """The folder of a run, made if it is new. Raises RunError where it holds a run of another configuration."""
     held = path / "run.json"
     if not held.exists():
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not one.name.endswith(".partial") for one in path.iterdir())):
             came = "holds other files" if path.is_dir() else "is a file"
             raise RunError(
                 f"The folder of a run must be new or a run's own, but '{path}' {came}. Choose another --output."

@@ -32,7 +32,7 @@ def run_command(
     seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int = 128,
     prompts: Path | None = None,
     cache: Path | None = None,
 ) -> None:
@@ -169,7 +169,7 @@ def sweep_command(
     output: Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int = 128,
     prompts: Path | None = None,
     cache: Path | None = None,
 ) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Engine", "Generated", "Row"]
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One prompt under one condition. `edits` is empty for the baseline."""
+    """One prompt, at least two tokens, under one condition. `edits` is empty for the baseline."""
 
     key: str
     tokens: tuple[int, ...]

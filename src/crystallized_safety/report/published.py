@@ -1,4 +1,4 @@
-"""What the repository shows of its own runs: figures and the README's table, from results/*/summary.json.
+"""What the repository shows of its own runs: figures and the README's table, from results/published/*/summary.json.
 
 What this module does not know: completions, or how a run is made. Summaries hold labels and rates only.
 """
@@ -28,7 +28,8 @@ def reproduce(root: Path) -> tuple[Path, ...]:
     Raises RunError for a damaged summary, InputError where the README has lost the marks of the table.
     """
     runs = {
-        path.parent.name: RunFolder(path.parent).summary() for path in sorted((root / "results").glob("*/summary.json"))
+        path.parent.name: RunFolder(path.parent).summary()
+        for path in sorted((root / "results" / "published").glob("*/summary.json"))
     }
     written = []
     for name, summary in runs.items():

@@ -3,6 +3,7 @@
 What this module does not know: figures, HTML, progress bars.
 """
 
+import contextlib
 import platform
 import resource as process
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import crystallized_safety
 from crystallized_safety.config import Preset, load_preset, load_protocol, protocol_sha256
 from crystallized_safety.engines import TransformersEngine
+from crystallized_safety.errors import RunError
 from crystallized_safety.models import (
     LanguageModel,
     load,
@@ -83,7 +85,8 @@ def run_study(
         verdict=decide(readability, effects, lab.protocol, model=config.model),
         seconds=seconds,
         peak_memory_bytes=peak,
-        unscored=sum(point.rate.unscored for point in calibration.points),
+        unscored=sum(point.rate.unscored for point in calibration.points)
+        + sum(one.steered.unscored for one in effects.values()),
         warnings=tuple(_warnings(lm, preset)),
     )
     folder.write_summary(summary)
@@ -164,9 +167,10 @@ def _warnings(lm: LanguageModel, preset: Preset) -> list[str]:
 
 def _cost(folder: RunFolder, meter: Meter, seconds: float) -> tuple[float, int]:
     """Seconds and peak memory of this run; of the earlier one where this one found everything done."""
-    if not meter.worked and (folder.path / "summary.json").exists():
-        earlier = folder.summary()
-        return earlier.seconds, earlier.peak_memory_bytes
+    if not meter.worked:
+        with contextlib.suppress(RunError):  # none yet, or damaged: it is written anew
+            earlier = folder.summary()
+            return earlier.seconds, earlier.peak_memory_bytes
     return seconds, _peak_memory()
 
 

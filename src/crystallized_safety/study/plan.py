@@ -29,7 +29,7 @@ class StudyConfig:
     seed: int = 0
     dtype: DtypeName = "auto"
     device: str = "auto"
-    batch_size: int = 64
+    batch_size: int = 128
     prompts: Path | None = None
     cache: Path | None = None
 

@@ -151,7 +151,7 @@ def null_vectors(vector: SteeringVector, n: int, *, seed: int) -> dict[str, Stee
         draw = torch.randn(len(vector), generator=generator, dtype=torch.float64)
         draw -= (draw @ direction) * direction
         tensor = (draw * (vector.gap_norm / draw.norm())).float()
-        vectors[f"null{index}-L{vector.layer}"] = SteeringVector(
+        vectors[f"null{index}-L{vector.layer}p{vector.position}"] = SteeringVector(
             tensor=tensor,
             layer=vector.layer,
             position=vector.position,
