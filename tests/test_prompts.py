@@ -230,12 +230,22 @@ def test_the_fingerprint_does_not_depend_on_the_order() -> None:
 
 
 def test_the_fingerprint_is_the_documented_hash() -> None:
-    """Stated independently: sha256sum of [["a","Say hello.","neutral","test"]]."""
-    assert fingerprint([FINGERPRINTED]) == "c10506d028b6cfd026171f35ccf56205d8552f388ef8bcbf745adb643474216f"
+    """Stated independently: sha256sum of [["a","Say hello.","neutral","talk","a","","test"]]."""
+    assert fingerprint([FINGERPRINTED]) == "338e8e80f82a8d7f9266b5672fb6e4ba4c592a0c7856a7a9983a0187df93aa42"
 
 
 @pytest.mark.parametrize(
-    ("field", "changed"), [("id", True), ("text", True), ("label", True), ("split", True), ("source", False)]
+    ("field", "changed"),
+    [
+        ("id", True),
+        ("text", True),
+        ("label", True),
+        ("split", True),
+        ("category", True),
+        ("cluster", True),
+        ("pair", True),
+        ("source", False),
+    ],
 )
 def test_the_fingerprint_follows_what_a_measurement_depends_on(field: str, changed: bool) -> None:
     other = Prompt(**{**vars(FINGERPRINTED), field: "select" if field == "split" else "harmless"})

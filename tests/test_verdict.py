@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from crystallized_safety.config import load_protocol
 from crystallized_safety.records import Effect, LayerAuroc, Rate, Readability, Side
-from crystallized_safety.verdict import decide, readable_word, side_word, steerable_word
+from crystallized_safety.verdict import decide, holm, readable_word, side_word, steerable_word
 
 PROTOCOL = load_protocol()
 NAN = float("nan")
-SIDE_WORDS = ("✓", "Partial", "Masked", "✗", "Non-specific", "Underpowered", "Collapse-only")
+SIDE_WORDS = ("✓", "Partial", "Masked", "✗", "Non-specific", "Underpowered", "Collapse-only", "Reversed")
 RATE = Rate(count=30, n=60, unscored=0, low=0.38, high=0.62)
 
 
@@ -38,7 +38,7 @@ def evidence(**changes: object) -> Effect:
         "mde": 0.08,
         "headroom": 0.9,
         "null_effects": (0.0,) * 39,
-        "null_value": 0.6,
+        "null_value": changes.get("value", 0.6),
         "p_null": 0.025,
         "calibrate_value": 0.65,
         "coherent": True,
@@ -103,7 +103,8 @@ NOTHING = {"value": 0.0, "low": -0.05, "high": 0.05, "gained": 0, "lost": 0, "p_
         ({"low": 0.10}, "Partial"),
         # random directions
         ({"p_null": 0.05}, "✓"),
-        ({"p_null": 0.0501}, "Non-specific"),
+        ({"p_null": 0.0501, "null_effects": (0.0,) * 38 + (0.6,)}, "Non-specific"),
+        ({"p_null": 0.0501}, "Underpowered"),  # none of them does as much: too few were drawn
         ({"p_null": 1.0, "null_effects": (0.9,) * 39}, "Non-specific"),
         ({"p_null": None, "null_effects": (), "null_value": NAN}, "Underpowered"),
         # the effect beyond the median null must fill half of the headroom
@@ -114,6 +115,7 @@ NOTHING = {"value": 0.0, "low": -0.05, "high": 0.05, "gained": 0, "lost": 0, "p_
         ({"value": 0.6, "headroom": 1.0, "null_effects": (0.0, 0.4, 0.5)}, "Partial"),
         ({"value": 0.625, "headroom": 1.0, "null_effects": (0.0, 0.25)}, "✓"),
         ({"value": 0.62, "headroom": 1.0, "null_effects": (0.0, 0.25)}, "Partial"),
+        ({"value": 0.6, "null_value": 0.44}, "Partial"),  # compared on the prompts that the nulls were given
         # Partial: an effect of at least θ that is not zero
         ({"value": 0.10, "low": 0.001, "high": 0.3}, "Partial"),
         ({"value": 0.10, "low": 0.0, "high": 0.3}, "Underpowered"),
@@ -126,7 +128,11 @@ NOTHING = {"value": 0.0, "low": -0.05, "high": 0.05, "gained": 0, "lost": 0, "p_
         (NOTHING | {"mde": 0.1501}, "Underpowered"),
         (NOTHING | {"low": -0.4, "high": 0.4}, "Underpowered"),
         (NOTHING | {"p_null": None, "null_effects": (), "null_value": NAN}, "✗"),
-        ({"value": -0.6, "low": -0.7, "high": -0.5, "p_null": 1.0}, "✗"),  # against the side's outcome
+        # against the side's outcome, clearly and by θ at least
+        ({"value": -0.6, "low": -0.7, "high": -0.5, "p_null": 1.0}, "Reversed"),
+        ({"value": -0.10, "low": -0.2, "high": -0.001, "p_null": 1.0}, "Reversed"),
+        ({"value": -0.0999, "low": -0.2, "high": -0.001, "p_null": 1.0}, "✗"),
+        ({"value": -0.5, "low": -0.9, "high": 0.0, "p_null": 1.0}, "✗"),
         # no room to move in
         (NOTHING | {"headroom": 0.199}, "Masked"),
         (NOTHING | {"headroom": 0.20}, "✗"),
@@ -152,6 +158,8 @@ def expected(words: set[str]) -> str:
         return "✓"
     if words & {"✓", "Partial"}:
         return "Partial"
+    if "Reversed" in words:
+        return "Reversed"
     if not words - {"✗", "Non-specific", "Collapse-only"}:
         return "✗"
     return "Masked" if "Masked" in words else "Underpowered"
@@ -173,6 +181,9 @@ def expected(words: set[str]) -> str:
         ("Masked", "Underpowered", "Masked"),
         ("Masked", "Masked", "Masked"),
         ("Underpowered", "✗", "Underpowered"),
+        ("Reversed", "✗", "Reversed"),
+        ("Reversed", "Masked", "Reversed"),
+        ("Reversed", "Partial", "Partial"),
         ("Underpowered", "Non-specific", "Underpowered"),
         ("Underpowered", "Underpowered", "Underpowered"),
     ],
@@ -319,5 +330,34 @@ def test_notes_give_the_reason_of_the_word():
     assert any("no random directions were tried" in note for note in notes_of(p_null=None, null_effects=()))
     assert any("calibrate minus test +5 pp" in note for note in notes_of())
     nine = list(notes_of(null_effects=(0.1,) * 9, p_null=0.1))
-    assert any("9 directions allow no p below 0.100" in note and "strongest does +10 pp" in note for note in nine)
-    assert not any("allow no p" in note for note in notes_of())
+    assert any(
+        "9 directions allow no corrected p below 0.200" in note and "strongest does +10 pp" in note for note in nine
+    )
+    assert not any("allow no corrected p" in note for note in notes_of())
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [
+        ((0.025, 0.025), (0.05, 0.05)),
+        ((0.025, 0.04), (0.05, 0.05)),
+        ((0.04, 0.01), (0.04, 0.02)),
+        ((0.05, 0.05), (0.10, 0.10)),
+        ((0.6, 0.7), (1.0, 1.0)),
+    ],
+)
+def test_the_null_p_is_corrected_for_two_sides(given, corrected):
+    effects = {"suppress": evidence(p_null=given[0]), "enhance": evidence(side="enhance", p_null=given[1])}
+    assert tuple(one.p_null for one in holm(effects).values()) == pytest.approx(corrected)
+
+
+def test_one_side_alone_is_still_corrected_for_two():
+    assert holm({"suppress": evidence(p_null=0.02)})["suppress"].p_null == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(("k", "word"), [(39, "✓"), (38, "Underpowered"), (19, "Underpowered")])
+def test_fewer_than_39_random_directions_support_no_effect(k, word):
+    effects = {
+        side: evidence(side=side, null_effects=(0.0,) * k, p_null=1 / (k + 1)) for side in ("suppress", "enhance")
+    }
+    assert set(decide(found(), effects, PROTOCOL, model="m").sides.values()) == {word}

@@ -9,7 +9,7 @@ import json
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,6 @@ class SteeringVector:
     def delta(self, alpha: float) -> float:
         """Dose as a share of the residual norm: δ = α·‖v‖ / median‖h‖ (PROTOCOL §1.0)."""
         return alpha * float(self.norm()) / self.residual_norm
-
-    def scaled(self, factor: float) -> "SteeringVector":
-        """The same vector, `factor` times as long."""
-        return replace(self, tensor=self.tensor * factor)
 
     def fingerprint(self) -> str:
         """First 12 hexadecimal digits of the SHA-256 of the values, layer and site."""

@@ -98,7 +98,8 @@ def side_word(effect: Effect | None, protocol: Protocol) -> str:
         return "Reversed"
     if effect.high < protocol.equivalence and effect.mde <= protocol.equivalence:
         return "✗"
-    if effect.low > 0 and effect.value >= protocol.smallest_effect and effect.p_null is not None:
+    reached = any(null >= effect.null_value for null in effect.null_effects)
+    if effect.low > 0 and effect.value >= protocol.smallest_effect and reached:
         return "Non-specific"
     return "Underpowered"
 

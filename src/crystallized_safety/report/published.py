@@ -13,7 +13,7 @@ from crystallized_safety.report.folder import FIGURES
 from crystallized_safety.store import RunFolder, write_whole
 from crystallized_safety.verdict import best
 
-__all__ = ["reproduce", "results_table"]
+__all__ = ["reproduce"]
 
 _BEGIN, _END = "<!-- results: written by make reproduce -->\n", "<!-- end of results -->\n"
 _HEAD = (
@@ -41,11 +41,11 @@ def reproduce(root: Path) -> tuple[Path, ...]:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise InputError(f"'{readme}' must hold the line {_BEGIN.strip()} and the line {_END.strip()}. Put them back.")
-    write_whole(readme, before + begin + results_table(tuple(runs.values())) + end + after)
+    write_whole(readme, before + begin + _table(tuple(runs.values())) + end + after)
     return (*written, readme)
 
 
-def results_table(summaries: Sequence[Summary]) -> str:
+def _table(summaries: Sequence[Summary]) -> str:
     """One line a run, every rate with n and interval, as Markdown."""
     return _HEAD + "".join(_line(summary) for summary in summaries)
 
