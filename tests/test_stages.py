@@ -1,7 +1,7 @@
 """The logic of the generating stages against a scripted run of cells: what is asked, what is chosen, what is compared."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -161,7 +161,8 @@ def test_null_vectors_are_orthogonal_as_long_as_the_gap_and_differ():
 
 
 def test_null_vectors_are_as_long_as_the_gap_whatever_the_vectors_own_length():
-    nulls = null_vectors(vector_at(5, -4).scaled(7.0), 2, seed=0)
+    vector = vector_at(5, -4)
+    nulls = null_vectors(replace(vector, tensor=vector.tensor * 7.0), 2, seed=0)
     assert all(float(one.norm()) == pytest.approx(3.0) for one in nulls.values())
 
 
