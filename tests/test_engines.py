@@ -104,13 +104,15 @@ def test_a_mixed_batch_gives_the_tokens_of_the_naive_way(tiny: Tiny, architectur
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_that_stop_leave_and_the_others_go_on(tiny: Tiny, architecture: str):
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_rows_that_stop_leave_others_enter_and_the_rest_go_on(tiny: Tiny, architecture: str, batch_size: int):
     lm = tiny(architecture)
     asked = draw(lm, 18, seed=5)
     free = generate(lm, [one.row(str(index), 8) for index, one in enumerate(asked)])
     stops = {free[str(index)].tokens[index % 7 + 1] for index in range(0, 18, 4)}
     stopping = replace(lm, stop_ids=frozenset(stops))
-    done = generate(stopping, [one.row(str(index), 3 + index % 6) for index, one in enumerate(asked)])
+    rows = [one.row(str(index), 3 + index % 6) for index, one in enumerate(asked)]
+    done = generate(stopping, rows, batch_size)
     for index, one in enumerate(asked):
         expected = naive(stopping, one, 3 + index % 6)
         assert done[str(index)].tokens == expected
