@@ -8,17 +8,34 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from crystallized_safety.models import LanguageModel, from_parts, load
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start; this one is told below
+
+OWN_SHAPE: dict[str, dict[str, object]] = {
+    "gemma2": {"head_dim": 8, "sliding_window": 7},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "mistral": {"sliding_window": 7},
+    "qwen3": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False, "tie_word_embeddings": False},
+}
+"""What an architecture needs besides the common shape; windows are shorter than the prompts of the tests."""
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "gemma2", "phi3")
 
@@ -44,9 +61,15 @@ def tiny_config(architecture: str) -> PretrainedConfig:
         "qwen2": Qwen2Config,
         "gemma2": Gemma2Config,
         "phi3": Phi3Config,
+        "gpt2": GPT2Config,
+        "gpt_neox": GPTNeoXConfig,
+        "olmo2": Olmo2Config,
+        "falcon": FalconConfig,
+        "qwen3": Qwen3Config,
+        "qwen3_moe": Qwen3MoeConfig,
+        "gemma3_text": Gemma3TextConfig,
     }
-    extra = {"head_dim": 8} if architecture == "gemma2" else {}
-    return configs[architecture](**shape, **extra)
+    return configs[architecture](**{**shape, **OWN_SHAPE.get(architecture, {})})
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +86,8 @@ def tiny(smollm2: LanguageModel) -> Callable[[str], LanguageModel]:
     def build(architecture: str) -> LanguageModel:
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(tiny_config(architecture), dtype=torch.float64)
+        if architecture.endswith("moe"):
+            model.set_experts_implementation("eager")  # the others know no float64
         return from_parts(model, smollm2.tokenizer, f"tiny-{architecture}")
 
     return build

@@ -1,106 +1,100 @@
-"""The engine's tokens are those of the naive way: one row at a time, the whole sequence anew each step, one plain hook."""
+"""The engine's tokens and logits are those of the naive way, whatever the mix of rows and whatever is saved."""
 
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from conftest import ARCHITECTURES
-from crystallized_safety.engines import Generated, Row, TransformersEngine
-from crystallized_safety.interventions import edit
-from crystallized_safety.models import LanguageModel
+from crystallized_safety.engines import Generated, Row, Savings, Scored, ScoreRow, TransformersEngine
+from crystallized_safety.engines import batch as batch_module
+from crystallized_safety.models import LanguageModel, chat_tokens
+from naive import HEAD, Asked, Push, draw, naive, naive_logits, naive_logprobs
 
 Tiny = Callable[[str], LanguageModel]
+SAVINGS = [Savings(**{one.name: False}) for one in fields(Savings)]
+OTHERS = ("gpt2", "gpt_neox", "olmo2", "falcon", "qwen3", "qwen3_moe", "gemma3_text")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A row as a person would say it, so that the reference shares no code with the engine."""
-
-    tokens: tuple[int, ...]
-    layer: int
-    vector: torch.Tensor
-    operator: str
-    dose: float
-    positions: str
-
-    def row(self, key: str, max_new_tokens: int) -> Row:
-        one = edit(self.vector, layer=self.layer, operator=self.operator, dose=self.dose, positions=self.positions)
-        return Row(key, self.tokens, (one,) if one.acts else (), max_new_tokens)
-
-
-def naive(lm: LanguageModel, asked: Asked, max_new_tokens: int) -> tuple[int, ...]:
-    unit, length = asked.vector / asked.vector.norm(), asked.vector.norm()
-    first = {"all": 0, "last-prompt-token-on": len(asked.tokens) - 1, "generated": len(asked.tokens)}[asked.positions]
-
-    def hook(_block: object, _inputs: object, output: object) -> object:
-        stream = (output[0] if isinstance(output, tuple) else output).clone()
-        for position in range(first, stream.shape[1]):
-            along = stream[0, position] @ unit
-            if asked.operator == "add":
-                stream[0, position] += asked.dose * asked.vector
-            elif asked.operator == "ablate":
-                stream[0, position] -= asked.dose * along * unit
-            else:
-                stream[0, position] += (asked.dose * length - along) * unit
-        return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-    handle = lm.blocks[asked.layer].register_forward_hook(hook)
-    tokens = list(asked.tokens)
-    try:
-        with torch.inference_mode():
-            while len(tokens) < len(asked.tokens) + max_new_tokens:
-                token = int(lm.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax())
-                if token in lm.stop_ids:
-                    break
-                tokens.append(token)
-    finally:
-        handle.remove()
-    return tuple(tokens[len(asked.tokens) :])
-
-
-def draw(lm: LanguageModel, n: int, seed: int) -> list[Asked]:
-    """Rows of every operator and position, a few prompts of different lengths, layers and doses at random."""
-    generator = random.Random(seed)
-    prompts = [tuple(generator.randrange(3, 40000) for _ in range(length)) for length in (2, 5, 9, 9, 14)]
-    vectors = [
-        torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
-    ]
-    kinds = [
-        (operator, positions)
-        for operator in ("add", "ablate", "clamp")
-        for positions in ("all", "last-prompt-token-on", "generated")
-    ]
-    return [
-        Asked(
-            tokens=generator.choice(prompts),
-            layer=generator.randrange(lm.n_layers),
-            vector=generator.choice(vectors),
-            operator=kinds[index % len(kinds)][0],
-            dose=generator.choice([-4.0, -1.0, 0.0, 1.0, 4.0]),
-            positions=kinds[index % len(kinds)][1],
-        )
-        for index in range(n)
-    ]
-
-
-def generate(lm: LanguageModel, rows: list[Row], batch_size: int = 64) -> dict[str, Generated]:
-    done = [*TransformersEngine(lm, batch_size).generate(rows)]
-    assert len(done) == len(rows)
+def run(
+    lm: LanguageModel, rows: list[Row | ScoreRow], batch_size: int = 64, savings: Savings | None = None
+) -> dict[str, Generated | Scored]:
+    done = [*TransformersEngine(lm, batch_size, savings=savings or Savings()).generate(rows)]
+    assert len(done) == len(rows), "every row once"
     return {one.key: one for one in done}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_a_mixed_batch_gives_the_tokens_of_the_naive_way(tiny: Tiny, architecture: str, batch_size: int):
+def one_push(lm: LanguageModel, positions: str, *, layer: int = 1, dose: float = 1.0) -> Push:
+    vector = torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    return Push(layer, vector, "add", dose, positions)
+
+
+@pytest.fixture(autouse=True)
+def softmax_in_float64(monkeypatch: pytest.MonkeyPatch):
+    """Eager attention (Gemma 2) rounds to float32 inside; without that, what is compared is ours."""
+    plain = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda scores, dim, dtype=None: plain(scores, dim=dim))
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
+def test_a_mixed_batch_gives_the_tokens_and_logits_of_the_naive_way(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, architecture: str
+):
+    """In small batches and large ones, with every saving and without any one of them."""
     lm = tiny(architecture)
-    asked = draw(lm, 27, seed=3)
-    done = generate(lm, [one.row(str(index), 6) for index, one in enumerate(asked)], batch_size)
-    expected = {str(index): naive(lm, one, 6) for index, one in enumerate(asked)}
-    assert {key: one.tokens for key, one in done.items()} == expected
-    assert len(set(expected.values())) > 15, "the rows must differ, or the comparison says nothing"
+    asked = draw(lm, 24, seed=3)
+    expected = {str(index): naive(lm, one, 5) for index, one in enumerate(asked)}
+    assert len(set(expected.values())) > 12, "the rows must differ, or the comparison says nothing"
+    rows = [one.row(str(index), 5) for index, one in enumerate(asked)]
+    seen: list[tuple[str, tuple[int, ...], torch.Tensor]] = []
+    plain = batch_module.follow
+
+    def follow(flights, logits, **rest):
+        seen.extend((one.row.key, one.new, row.clone()) for one, row in zip(flights, logits, strict=True))
+        return plain(flights, logits, **rest)
+
+    monkeypatch.setattr(batch_module, "follow", follow)
+    for batch_size, savings in [(4, Savings()), (64, Savings()), *((8, one) for one in SAVINGS)]:
+        done = run(lm, rows, batch_size, savings)
+        assert {key: one.tokens for key, one in done.items()} == expected, savings
+    assert len(seen) >= 7 * sum(map(len, expected.values()))
+    for key, new, logits in seen[::37]:
+        torch.testing.assert_close(logits, naive_logits(lm, asked[int(key)], new), atol=1e-9, rtol=0)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    architecture=st.sampled_from(ARCHITECTURES),
+    seed=st.integers(0, 10**6),
+    batch_size=st.integers(1, 12),
+    n_head=st.integers(0, 4),
+    off=st.sets(st.sampled_from([one.name for one in fields(Savings)])),
+    kinds=st.lists(st.sampled_from(["greedy", "sampled", "scored"]), min_size=7, max_size=7),
+)
+def test_any_mix_of_rows_gives_what_each_gives_alone(
+    tiny: Tiny, architecture: str, seed: int, batch_size: int, n_head: int, off: set[str], kinds: list[str]
+):
+    lm = tiny(architecture)
+    asked = draw(lm, 7, seed=seed, head=HEAD[:n_head])
+    asked_for = [(5, 6, 7), (5, 6, 8), (5, 9), (10,)]
+    made = {
+        "greedy": lambda one, key: one.row(key, 4),
+        "sampled": lambda one, key: one.row(key, 4, temperature=0.8, seed=int(key)),
+        "scored": lambda one, key: one.score_row(key, asked_for),
+    }
+    rows = [made[kind](one, str(index)) for index, (one, kind) in enumerate(zip(asked, kinds, strict=True))]
+    done = run(lm, rows, batch_size, Savings(**dict.fromkeys(off, False)))
+    for index, (one, kind) in enumerate(zip(asked, kinds, strict=True)):
+        came = done[str(index)]
+        if kind == "scored":
+            expected = [value for some in asked_for for value in naive_logprobs(lm, one, some)]
+            assert [value for some in came.logprobs for value in some] == pytest.approx(expected, abs=1e-9, rel=0)
+        else:
+            heat = {"temperature": 0.8, "seed": index} if kind == "sampled" else {}
+            assert came.tokens == naive(lm, one, 4, **heat)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -108,11 +102,11 @@ def test_a_mixed_batch_gives_the_tokens_of_the_naive_way(tiny: Tiny, architectur
 def test_rows_that_stop_leave_others_enter_and_the_rest_go_on(tiny: Tiny, architecture: str, batch_size: int):
     lm = tiny(architecture)
     asked = draw(lm, 18, seed=5)
-    free = generate(lm, [one.row(str(index), 8) for index, one in enumerate(asked)])
+    free = run(lm, [one.row(str(index), 8) for index, one in enumerate(asked)])
     stops = {free[str(index)].tokens[index % 7 + 1] for index in range(0, 18, 4)}
     stopping = replace(lm, stop_ids=frozenset(stops))
     rows = [one.row(str(index), 3 + index % 6) for index, one in enumerate(asked)]
-    done = generate(stopping, rows, batch_size)
+    done = run(stopping, rows, batch_size)
     for index, one in enumerate(asked):
         expected = naive(stopping, one, 3 + index % 6)
         assert done[str(index)].tokens == expected
@@ -122,12 +116,12 @@ def test_rows_that_stop_leave_others_enter_and_the_rest_go_on(tiny: Tiny, archit
 
 
 @pytest.mark.parametrize(
-    ("positions", "calls"), [("all", 1 + 1 + 3), ("last-prompt-token-on", 1 + 3), ("generated", 3)]
+    ("positions", "widths"), [("all", [4, 1, 1, 1]), ("last-prompt-token-on", [1, 1, 1, 1]), ("generated", [1, 1, 1])]
 )
 def test_the_hook_fires_on_the_prompt_and_on_every_decode_step(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, positions: str, calls: int
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, positions: str, widths: list[int]
 ):
-    """Four new tokens are four steps: the last prompt token, then three generated ones; `all` has the prefill too."""
+    """Four new tokens are a last prompt token and three generated ones; `all` reads the whole prompt at once."""
     import crystallized_safety.residual as residual
 
     lm, seen = tiny("llama"), []
@@ -135,36 +129,156 @@ def test_the_hook_fires_on_the_prompt_and_on_every_decode_step(
     monkeypatch.setattr(
         residual, "edit_stream", lambda stream, **rest: seen.append(stream.shape[1]) or plain(stream, **rest)
     )
-    asked = Asked((5, 6, 7, 8), 1, torch.ones(lm.d_model, dtype=torch.float64), "add", 0.1, positions)
-    assert len(generate(replace(lm, stop_ids=frozenset()), [asked.row("a", 4)])["a"].tokens) == 4
-    assert len(seen) == calls
-    assert seen == [3] * (positions == "all") + [1] * (len(seen) - (positions == "all"))
+    asked = Asked((5, 6, 7, 8), (one_push(lm, positions, dose=0.1),))
+    assert len(run(replace(lm, stop_ids=frozenset()), [asked.row("a", 4)])["a"].tokens) == 4
+    assert seen == widths
 
 
-def test_a_prompt_that_no_condition_touches_is_prefilled_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
-    lm, shapes = tiny("llama"), []
-    forward = lm.model.forward
-    monkeypatch.setattr(
-        lm.model, "forward", lambda **rest: shapes.append(tuple(rest["input_ids"].shape)) or forward(**rest)
-    )
-    vector = torch.ones(lm.d_model, dtype=torch.float64)
+def passes(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of what every block is given, as (layer, rows, positions)."""
+    shapes: list[tuple[int, ...]] = []
+    for layer, block in enumerate(lm.blocks):
+        forward = type(block).forward
+
+        def counted(*inputs, _layer=layer, _block=block, _forward=forward, **rest):
+            stream = inputs[0] if inputs else rest["hidden_states"]
+            shapes.append((_layer, *stream.shape[:2]))
+            return _forward(_block, *inputs, **rest)
+
+        monkeypatch.setattr(block, "forward", counted)
+    return shapes
+
+
+def test_a_prompt_that_no_condition_touches_is_read_once_and_so_is_its_head(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+    shapes = passes(lm, monkeypatch)
     rows = [
-        Asked(tokens, layer, vector, "add", dose, "last-prompt-token-on").row(f"{tokens}{layer}{dose}", 2)
-        for tokens in ((5, 6, 7, 8), (9, 10, 11, 12))
+        Asked((*HEAD, *tail), (one_push(lm, "last-prompt-token-on", layer=layer, dose=dose),)).row(f"{tail}{layer}{dose}", 2)
+        for tail in ((5, 6, 7, 8), (9, 10, 11, 12))
         for layer in range(4)
         for dose in (-1.0, 0.0, 1.0)
     ]
-    generate(lm, rows)
-    assert shapes[0] == (2, 3), "24 rows of two prompts are two prefills"
-    assert shapes[1] == (24, 1)
+    run(lm, rows)
+    first = [shape[1:] for shape in shapes if shape[0] == 0]
+    assert first[:2] == [(1, 4), (2, 4)], "the head once, then both tails, for 24 rows"
+    assert first[2:] == [(24, 1), (16, 1)], "a step for every row, and one more for the 16 that began with a prompt token"
+
+
+def test_a_condition_of_all_positions_starts_at_its_layer_and_its_head_is_read_once(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
+    lm = tiny("llama")
+    shapes = passes(lm, monkeypatch)
+    rows = [
+        Asked((*HEAD, *tail), (one_push(lm, "all", layer=2),)).row(f"{tail}", 1)
+        for tail in ((5, 6, 7, 8), (9, 10, 11, 12), (13, 14, 15))
+    ]
+    run(lm, rows)
+    by_layer = [[shape[1:] for shape in shapes if shape[0] == layer] for layer in range(4)]
+    assert by_layer[0] == by_layer[1] == by_layer[2] == [(1, 4), (3, 4)], "layers 0 to 2 once, without edits"
+    assert by_layer[3] == [(1, 4), (3, 4), (1, 4), (3, 4)], "layer 3 again: the head for the condition, then the tails"
+
+
+def test_scores_share_what_continuations_have_in_common(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+    asked = Asked((5, 6, 7, 8), (one_push(lm, "last-prompt-token-on"),))
+    shapes = passes(lm, monkeypatch)
+    continuations = [(20, 21, 22), (20, 21, 23), (24, 25), (26,)]
+    (scored,) = TransformersEngine(lm, 8).generate([asked.score_row("a", continuations)])
+    steps = [shape[1:] for shape in shapes if shape[0] == 0]
+    assert steps == [(1, 4), (1, 1), (2, 1), (1, 1)], "the prompt, its last token steered, 20 and 24, then 21"
+    for came, some in zip(scored.logprobs, continuations, strict=True):
+        assert list(came) == pytest.approx(naive_logprobs(lm, asked, some), abs=1e-9, rel=0)
+
+
+def test_a_sampled_row_does_not_depend_on_its_company_and_seeds_differ(tiny: Tiny):
+    lm = tiny("qwen2")
+    asked = draw(lm, 6, seed=2)
+    rows = [one.row(f"{index}", 8, temperature=1.0, seed=index) for index, one in enumerate(asked)]
+    together = run(lm, rows)
+    alone = {key: run(lm, [row])[key] for key, row in ((row.key, row) for row in rows)}
+    assert together == alone
+    same = [asked[0].row(str(seed), 8, temperature=1.0, seed=seed) for seed in range(6)]
+    assert len({one.tokens for one in run(lm, same).values()}) > 1
+
+
+def test_sampling_draws_tokens_as_often_as_they_are_likely(tiny: Tiny):
+    """A model whose first token is one of a few: shares within four standard errors."""
+    lm = tiny("llama")
+    asked = Asked((5, 6, 7, 8), ())
+    hot = 0.7
+    shares = torch.softmax(naive_logits(lm, asked, ()).double() / hot, dim=-1)
+    n = 600
+    done = run(lm, [asked.row(str(seed), 1, temperature=hot, seed=seed) for seed in range(n)], 300)
+    likely = shares.topk(3)
+    for share, token in zip(likely.values.tolist(), likely.indices.tolist(), strict=True):
+        seen = sum(one.tokens[:1] == (token,) or (one.finished and token in lm.stop_ids) for one in done.values()) / n
+        assert abs(seen - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9
+    assert likely.values[0] < 0.99, "a certain token would say nothing"
+
+
+def test_a_settled_row_stops_there_and_says_so(tiny: Tiny):
+    lm = replace(tiny("llama"), stop_ids=frozenset())
+    rows = [one.row(str(index), 6) for index, one in enumerate(draw(lm, 6, seed=4))]
+    free = run(lm, rows)
+    engine = TransformersEngine(lm, 4)
+    done = {one.key: one for one in engine.generate(rows, lambda key, new: key == "2" and len(new) == 3)}
+    assert done.pop("2") == Generated("2", free["2"].tokens[:3], finished=False, settled=True)
+    assert done == {key: one for key, one in free.items() if key != "2"}
+
+
+def test_where_memory_runs_out_no_row_is_lost_and_the_user_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+    rows = [one.row(str(index), 5) for index, one in enumerate(draw(lm, 21, seed=6))]
+    expected = run(lm, rows)
+    forward = type(lm.model).forward
+
+    def scarce(*inputs, **rest):
+        if rest["input_ids"].shape[0] > 5 and rest["input_ids"].shape[1] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(lm.model, *inputs, **rest)
+
+    monkeypatch.setattr(lm.model, "forward", scarce)
+    told: list[str] = []
+    done = [*TransformersEngine(lm, 16, told.append).generate(rows)]
+    assert {one.key: one for one in done} == expected
+    assert len(done) == len(rows)
+    assert [line.split(";")[0] for line in told] == [
+        "memory ran out with 16 rows together",
+        "memory ran out with 8 rows together",
+    ]
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+
+    def broken(**_rest):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(lm.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(lm, [Asked((5, 6, 7), ()).row("a", 2)])
+
+
+def test_the_models_own_attention_and_output_layer_are_back_after_a_failure(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+    before = lm.model.config._attn_implementation
+    monkeypatch.setattr(batch_module, "follow", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(lm, [Asked((5, 6, 7), (one_push(lm, "all"),)).row("a", 2)])
+    assert lm.model.config._attn_implementation == before
+    assert "forward" not in lm.model.lm_head.__dict__
+    assert all("forward" not in block.__dict__ and not block._forward_hooks for block in lm.blocks)
+
+
+def test_no_rows_are_no_work(tiny: Tiny):
+    assert [*TransformersEngine(tiny("llama")).generate([])] == []
 
 
 def test_real_weights_in_float32_batched_equal_one_by_one(smollm2: LanguageModel):
-    from crystallized_safety.models import chat_tokens
-
     prompts = ["Name a colour.", "How far away is the moon from the earth?", "Hello"]
     rows = [Row(prompt, chat_tokens(smollm2, prompt), (), 12) for prompt in prompts]
-    together = generate(smollm2, rows)
-    alone = {row.key: generate(smollm2, [row])[row.key] for row in rows}
+    together = run(smollm2, rows)
+    alone = {row.key: run(smollm2, [row])[row.key] for row in rows}
     assert together == alone
     assert all(one.tokens for one in together.values())

@@ -4,11 +4,11 @@ Capture site and steering site are the same point: what block ℓ returns, befor
 know: prompts, generation, what a direction means.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from crystallized_safety.interventions import Edit, edit_stream
+from crystallized_safety.records import Positions
 
-__all__ = ["BatchEdits", "batch_edits", "edited", "recorded"]
+__all__ = ["BatchEdits", "batch_edits", "captured", "edited", "mask_by_kind", "recorded", "resumed"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """At most one edit per row at one layer. `rows` indexes the batch."""
+    """At most one edit per row at one layer. `rows` indexes the batch, `kinds` the masks by positions."""
 
     rows: Int[Tensor, " edited"]
+    kinds: Int[Tensor, " edited"]
     direction: Float[Tensor, "edited d_model"]
     a: Float[Tensor, " edited"]
     b: Float[Tensor, " edited"]
@@ -32,6 +34,8 @@ class _Stage:
 
 BatchEdits = Mapping[int, tuple[_Stage, ...]]
 """Layer → stages; the second edit of a row at the same layer is in the second stage, so that edits compose in order."""
+
+_KINDS: tuple[Positions, ...] = get_args(Positions)
 
 
 def batch_edits(rows: Sequence[Sequence[Edit]], *, dtype: torch.dtype, device: torch.device | str) -> BatchEdits:
@@ -53,33 +57,72 @@ def batch_edits(rows: Sequence[Sequence[Edit]], *, dtype: torch.dtype, device: t
 def _stack(stage: Sequence[tuple[int, Edit]], dtype: torch.dtype, device: torch.device | str) -> _Stage:
     return _Stage(
         rows=torch.tensor([row for row, _ in stage], device=device),
+        kinds=torch.tensor([_KINDS.index(one.positions) for _, one in stage], device=device),
         direction=torch.stack([one.direction for _, one in stage]).to(device=device, dtype=dtype),
         a=torch.tensor([one.coefficients.a for _, one in stage], dtype=dtype, device=device),
         b=torch.tensor([one.coefficients.b for _, one in stage], dtype=dtype, device=device),
     )
 
 
+def mask_by_kind(
+    *, every: Bool[Tensor, "row position"], answering: Bool[Tensor, "row position"], new: Bool[Tensor, "row position"]
+) -> Bool[Tensor, "kind row position"]:
+    """Where edits of each kind of positions apply: `all`, `last-prompt-token-on`, `generated`."""
+    masks = {"all": every, "last-prompt-token-on": answering, "generated": new}
+    return torch.stack([masks[kind] for kind in _KINDS])
+
+
 @contextmanager
-def edited(blocks: nn.ModuleList, edits: BatchEdits, applies: Bool[Tensor, "row position"]) -> Iterator[None]:
-    """While open, every forward pass through `blocks` carries the edits, at the positions where `applies`."""
+def edited(blocks: nn.ModuleList, edits: BatchEdits, applies: Bool[Tensor, "kind row position"]) -> Iterator[None]:
+    """While open, every forward pass through `blocks` carries the edits, each where the mask of its kind `applies`."""
     with _hooked(blocks, {layer: partial(_edit_rows, stages, applies) for layer, stages in edits.items()}):
         yield
 
 
 def _edit_rows(
-    stages: Sequence[_Stage], applies: Bool[Tensor, "row position"], stream: Float[Tensor, "row position d_model"]
+    stages: Sequence[_Stage], applies: Bool[Tensor, "kind row position"], stream: Float[Tensor, "row position d_model"]
 ) -> Float[Tensor, "row position d_model"]:
     for stage in stages:
-        rows, direction = stage.rows.to(stream.device), stage.direction.to(stream.device)
+        place = stream.device
+        rows = stage.rows.to(place)
         moved = edit_stream(
             stream[rows],
-            direction=direction,
-            a=stage.a.to(stream.device),
-            b=stage.b.to(stream.device),
-            applies=applies.to(stream.device)[rows],
+            direction=stage.direction.to(place),
+            a=stage.a.to(place),
+            b=stage.b.to(place),
+            applies=applies.to(place)[stage.kinds.to(place), rows],
         )
         stream = stream.index_copy(0, rows, moved)
     return stream
+
+
+@contextmanager
+def captured(
+    blocks: nn.ModuleList, layers: Iterable[int]
+) -> Iterator[dict[int, Float[Tensor, "row position d_model"]]]:
+    """While open, the last forward pass leaves the whole stream of `layers` in the yielded mapping, on its device."""
+    seen: dict[int, Float[Tensor, "row position d_model"]] = {}
+    with _hooked(blocks, {layer: partial(seen.__setitem__, layer) for layer in layers}):
+        yield seen
+
+
+@contextmanager
+def resumed(blocks: nn.ModuleList, layer: int, stream: Float[Tensor, "row position d_model"]) -> Iterator[None]:
+    """While open, a forward pass computes no block up to `layer`: that block returns `stream`, which hooks then edit.
+
+    The blocks are those of transformers 5, which return the stream itself; their caches are not written.
+    """
+    skipped = [(block, block.__dict__.get("forward")) for block in list(blocks)[: layer + 1]]
+    try:
+        for block, _ in skipped:
+            block.forward = lambda *_args, **_kwargs: stream
+        yield
+    finally:
+        for block, own in skipped:
+            if own is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = own
 
 
 @contextmanager

@@ -1,134 +1,162 @@
-"""Rows that are decoded together: their cache, mask and tokens, one step at a time.
+"""Rows that are decoded together, one token of each a step, in slots of a memory that is allocated once.
 
-Rows of equal length are prefilled together without padding; afterwards shorter rows are padded on the left, where the mask
-hides it. What this module does not know: which rows wait, when rows should enter.
+Rows may enter and leave at any step; nobody else is moved but the last rows, into the slots that became free. What this module
+does not know: which rows wait, how prompts were read.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pad
 
-from crystallized_safety.engines.rows import Generated, Row
-from crystallized_safety.interventions import Edit
-from crystallized_safety.models import LanguageModel, empty_cache, joined_cache
-from crystallized_safety.residual import BatchEdits, batch_edits, edited
+from crystallized_safety.engines.flights import Ended, Flight, follow
+from crystallized_safety.engines.rows import Row, ScoreRow, Settled
+from crystallized_safety.models import (
+    KeysValues,
+    LanguageModel,
+    RowCache,
+    attending,
+    knows_shared_attention,
+    logits_into,
+    masks_in_full,
+    n_logits,
+    plan_step,
+)
+from crystallized_safety.residual import BatchEdits, batch_edits, edited, mask_by_kind
 
-__all__ = ["Batch"]
+__all__ = ["Arrival", "Batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A row about to enter: its flight, the prefix it sees, and its own tokens that were read with the prompt.
+
+    `prefix` are parts of keys and values, one after the other. With `logits` the row's first new token can be chosen already.
+    """
+
+    flight: Flight
+    prefix: tuple[Sequence[KeysValues], ...]
+    own: Sequence[KeysValues] | None
+    logits: Float[Tensor, " vocabulary"] | None
 
 
 class Batch:
-    """A batch in flight. `advance` reads one token of every row and appends the next; rows that end leave."""
+    """A batch in flight. `advance` reads one token of every row; rows that end leave."""
 
-    def __init__(
-        self, lm: LanguageModel, rows: Sequence[Row], *, cache: Any, mask: Bool[Tensor, "row position"]
-    ) -> None:
-        self._lm = lm
-        self._rows = list(rows)
-        self._new: list[list[int]] = [[] for _ in rows]
-        self._cache = cache
-        self._mask = mask
+    def __init__(self, lm: LanguageModel, *, n_slots: int, width: int, shared_attention: bool, settled: Settled | None) -> None:
+        self._lm, self.n_slots = lm, n_slots
+        self._shared = shared_attention and knows_shared_attention(lm.model)
+        self._cache = RowCache(n_layers=lm.n_layers, n_slots=n_slots, width=width, whole=not self._shared)
+        self._flights: list[Flight] = []
+        self._prefixes: dict[object, int] = {}
+        self._edits: BatchEdits | None = None
+        self._settled = settled
+        self._logits = torch.empty(n_slots, n_logits(lm), dtype=lm.dtype, device=lm.device)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._flights)
 
-    @classmethod
-    def prefilled(cls, lm: LanguageModel, rows: Sequence[Row]) -> "Batch":
-        """All prompt tokens but the last are read, each distinct prefill once, those of equal length together."""
-        distinct: dict[object, Row] = {}
-        for row in rows:
-            distinct.setdefault(_prefill_key(row), row)
-        by_length = sorted(distinct.items(), key=lambda item: len(item[1].tokens))
-        groups = [[row for _, row in group] for _, group in groupby(by_length, key=lambda item: len(item[1].tokens))]
-        place = {key: index for index, (key, _) in enumerate(by_length)}
-        index = torch.tensor([place[_prefill_key(row)] for row in rows], device=lm.device)
-        width = max(len(row.tokens) for row in rows) - 1
-        pads = torch.tensor([width + 1 - len(row.tokens) for row in rows], device=lm.device)
-        mask = torch.arange(width, device=lm.device)[None, :] >= pads[:, None]
-        return cls(lm, rows, cache=joined_cache([_prefill(lm, group) for group in groups], index), mask=mask)
+    @property
+    def rows(self) -> list[Row | ScoreRow]:
+        """Rows that have not ended, once for each of their paths."""
+        return [one.row for one in self._flights]
 
-    def joined(self, entering: "Batch") -> "Batch":
-        """Both batches as one, neither empty; columns that only ended rows used are dropped."""
-        parts = (self, entering)
-        starts = [int(part._mask.any(dim=0).int().argmax()) for part in parts]
-        masks = [part._mask[:, start:] for part, start in zip(parts, starts, strict=True)]
-        width = max(mask.shape[1] for mask in masks)
-        batch = Batch(
-            self._lm,
-            [row for part in parts for row in part._rows],
-            cache=joined_cache(
-                [part._cache for part in parts], torch.arange(len(self) + len(entering), device=self._lm.device), starts
-            ),
-            mask=torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks]),
-        )
-        batch._new = [new for part in parts for new in part._new]
-        return batch
+    @property
+    def room(self) -> int:
+        """Slots that are neither in use nor spoken for."""
+        return self.n_slots - sum(len(one.open) if isinstance(one.row, ScoreRow) else 1 for one in self._flights)
 
-    def advance(self) -> Iterator[Generated]:
-        """Read the last token of every row, append the next one, and yield and drop the rows that end with it."""
-        tokens = self._step().argmax(dim=-1).tolist()
-        ended = [self._take(row, token) for row, token in enumerate(tokens)]
-        stays = [row for row, end in enumerate(ended) if end is None]
-        if len(stays) < len(ended):
-            self._keep(stays)
-        yield from (end for end in ended if end is not None)
+    def enter(self, arrivals: Sequence[Arrival]) -> list[Ended]:
+        """Take rows in; those that end with their first token come back."""
+        for one in arrivals:
+            if one.flight.prefix not in self._prefixes and one.flight.n_prefix:
+                self._prefixes[one.flight.prefix] = self._free_prefix()
+                self._cache.store_prefix(self._prefixes[one.flight.prefix], one.prefix)
+        before = len(self._flights)
+        self._flights += [one.flight for one in arrivals]
+        self._edits = None
+        self._store_own(before, arrivals)
+        known = [before + index for index, one in enumerate(arrivals) if one.logits is not None]
+        if not known:
+            return []
+        return self._go_on(known, torch.stack([one.logits for one in arrivals if one.logits is not None]))
+
+    def advance(self) -> list[Ended]:
+        """Read the pending token of every row and choose the next one; the rows that end with it come back."""
+        logits = self._step()
+        self._flights = [replace(one, column=one.column + 1) for one in self._flights]
+        return self._go_on(range(len(self._flights)), logits)
 
     def _step(self) -> Float[Tensor, "row vocabulary"]:
-        """One token further. A row's first step reads its last prompt token, which `generated` conditions leave alone."""
-        last = [new[-1] if new else row.tokens[-1] for row, new in zip(self._rows, self._new, strict=True)]
-        ones = torch.ones(len(self._rows), 1, dtype=torch.bool, device=self._lm.device)
-        self._mask = torch.cat([self._mask, ones], dim=-1)
-        rows = [
-            [one for one in row.edits if new or one.positions != "generated"]
-            for row, new in zip(self._rows, self._new, strict=True)
-        ]
-        with edited(self._lm.blocks, _edits(self._lm, rows), ones):
-            output = self._lm.model(
-                input_ids=torch.tensor(last, device=self._lm.device)[:, None],
-                attention_mask=self._mask.long(),
-                position_ids=self._mask.long().sum(dim=-1, keepdim=True) - 1,
+        lm, flights = self._lm, self._flights
+        self._cache.plan = plan_step(
+            prefixes=[self._prefixes.get(one.prefix, 0) for one in flights],
+            lengths=[one.n_prefix for one in flights],
+            columns=[one.column for one in flights],
+            device=lm.device,
+        )
+        if self._edits is None:
+            self._edits = batch_edits([one.row.edits for one in flights], dtype=lm.dtype, device=lm.device)
+        every = torch.ones(len(flights), 1, dtype=torch.bool, device=lm.device)
+        new = torch.tensor([[bool(one.new)] for one in flights], device=lm.device)
+        with (
+            edited(lm.blocks, self._edits, mask_by_kind(every=every, answering=every, new=new)),
+            attending(lm.model, self._cache) if self._shared else nullcontext(),
+            logits_into(lm, self._logits),
+        ):
+            output = lm.model(
+                input_ids=torch.tensor([[one.pending] for one in flights], device=lm.device),
+                position_ids=torch.tensor([[one.position] for one in flights], device=lm.device),
+                attention_mask=None if self._shared else masks_in_full(lm.model, self._cache.plan),
                 past_key_values=self._cache,
                 use_cache=True,
             )
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def _take(self, row: int, token: int) -> Generated | None:
-        """Append a token to a row; the completion, once the row needs no further step."""
-        new, asked = self._new[row], self._rows[row]
-        finished = token in self._lm.stop_ids
-        if not finished:
-            new.append(token)
-        if finished or len(new) == asked.max_new_tokens:
-            return Generated(asked.key, tuple(new), finished)
-        return None
+    def _go_on(self, which: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> list[Ended]:
+        """Choose the next tokens of some flights and give every path that goes on its slot."""
+        outcomes = follow(
+            [self._flights[index] for index in which], logits, stop_ids=self._lm.stop_ids, settled=self._settled
+        )
+        paths: list[list[Flight]] = [[one] for one in self._flights]
+        for index, (goes_on, _) in zip(which, outcomes, strict=True):
+            paths[index] = goes_on
+        if any(len(one) != 1 for one in paths):
+            self._settle(paths)
+        else:
+            self._flights = [one for (one,) in paths]
+        return [ended for _, ended in outcomes if ended is not None]
 
-    def _keep(self, stays: Sequence[int]) -> None:
-        index = torch.tensor(stays, device=self._lm.device, dtype=torch.long)
-        self._cache.batch_select_indices(index)
-        self._mask = self._mask[index]
-        self._rows = [self._rows[row] for row in stays]
-        self._new = [self._new[row] for row in stays]
+    def _settle(self, paths: Sequence[Sequence[Flight]]) -> None:
+        """The first path of a slot stays, further ones and those beyond the end move into free slots."""
+        n_after = sum(map(len, paths))
+        after: list[Flight | None] = [None] * n_after
+        moving: list[tuple[int, Flight]] = []
+        for slot, some in enumerate(paths):
+            for place, one in enumerate(some):
+                if place == 0 and slot < n_after:
+                    after[slot] = one
+                else:
+                    moving.append((slot, one))
+        free = [slot for slot, one in enumerate(after) if one is None]
+        for (_, one), slot in zip(moving, free, strict=True):
+            after[slot] = one
+        if moving:
+            self._cache.copy([slot for slot, _ in moving], free)
+        self._flights = [one for one in after if one is not None]
+        self._edits = None
+        used = {one.prefix for one in self._flights}
+        self._prefixes = {prefix: index for prefix, index in self._prefixes.items() if prefix in used}
 
+    def _store_own(self, before: int, arrivals: Sequence[Arrival]) -> None:
+        read = [(before + index, one.own) for index, one in enumerate(arrivals) if one.own is not None]
+        for slot, own in read:
+            self._cache.store_row(slot, own)
 
-def _prefill_key(row: Row) -> object:
-    """Rows with equal keys have the same prefill: those whose edits begin at the last prompt token or later."""
-    return (row.tokens, row.key) if any(edit.positions == "all" for edit in row.edits) else row.tokens
-
-
-def _prefill(lm: LanguageModel, rows: Sequence[Row]) -> Any:
-    """The cache of rows of equal length after all prompt tokens but the last."""
-    ids = torch.tensor([row.tokens[:-1] for row in rows], device=lm.device)
-    edits = _edits(lm, [[one for one in row.edits if one.positions == "all"] for row in rows])
-    cache = empty_cache()
-    with edited(lm.blocks, edits, torch.ones_like(ids, dtype=torch.bool)):
-        lm.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
-
-
-def _edits(lm: LanguageModel, rows: Sequence[Sequence[Edit]]) -> BatchEdits:
-    return batch_edits(rows, dtype=lm.dtype, device=lm.device)
+    def _free_prefix(self) -> int:
+        taken = set(self._prefixes.values())
+        return next(index for index in range(len(taken) + 1) if index not in taken)

@@ -1,48 +1,102 @@
 """Generate with transformers: one running batch in which every row has its own condition.
 
-Three savings that a loop over conditions does not have: rows of all conditions share the batch; a prompt whose prefill no
-condition touches is prefilled once for all its conditions that enter together; finished rows leave and waiting rows enter, so
-that no row waits for the longest. Greedy decoding. What this module does not know: text, templates, labels.
+What no loop over conditions has: rows of all conditions share the batch; a prompt is read once for all conditions that begin at
+its last token or later, and those of all positions begin at their layer; the head of the template is read once; finished
+rows leave and waiting rows enter, so that no row waits for the longest. What this module does not know: text, templates,
+labels.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 
 from crystallized_safety.engines.batch import Batch
-from crystallized_safety.engines.rows import Generated, Row
-from crystallized_safety.models import LanguageModel
+from crystallized_safety.engines.flights import Ended
+from crystallized_safety.engines.memory import is_out_of_memory, rows_that_fit
+from crystallized_safety.engines.queue import Queue, Savings
+from crystallized_safety.engines.rows import Row, ScoreRow, Settled
+from crystallized_safety.errors import ModelError
+from crystallized_safety.models import LanguageModel, knows_shared_attention, n_logits, silent
 
 __all__ = ["TransformersEngine"]
 
-_REFILL = 0.75
-"""Rows enter once the running batch has fallen to this share of its size: entering copies the cache of the others."""
+_REFILL = 1 / 8
+"""Rows enter once this share of the slots is free: where few enter at once, little of their reading is shared."""
 
 
 @dataclass(frozen=True)
 class TransformersEngine:
-    """The default engine, on CPU and GPU. `batch_size` is the largest number of rows decoded together."""
+    """The default engine, on CPU and GPU.
+
+    `batch_size` is the largest number of rows decoded together, None as many as fit into memory. Where memory runs out it is
+    halved, which `report` is told, and the rows in flight start again.
+    """
 
     lm: LanguageModel
-    batch_size: int = 128
+    batch_size: int | None = None
+    report: Callable[[str], None] = silent
+    savings: Savings = field(default_factory=Savings)
 
-    @torch.inference_mode()
-    def generate(self, rows: Iterable[Row]) -> Iterator[Generated]:
+    def generate(self, rows: Iterable[Row | ScoreRow], settled: Settled | None = None) -> Iterator[Ended]:
         """Yield every row once, in the order in which they finish.
 
-        In exact arithmetic the company of a row does not change its tokens; in float32 or less a tie may fall otherwise.
+        In exact arithmetic the company of a row does not change its tokens; in float32 or less a tie may fall otherwise. Raises
+        ModelError where not even one row fits into memory.
         """
-        waiting = deque(sorted(rows, key=lambda row: (-len(row.tokens), row.tokens, row.key)))
-        running: Batch | None = None
-        while waiting or running:
-            if waiting and (running is None or len(running) <= _REFILL * self.batch_size):
-                room = self.batch_size - (len(running) if running else 0)
-                entering = Batch.prefilled(self.lm, [waiting.popleft() for _ in range(min(room, len(waiting)))])
-                yield from entering.advance()
-                running = running.joined(entering) if running and entering else running or entering
-            else:
-                assert running is not None  # noqa: S101 - the loop's condition, for the type checker
-                yield from running.advance()
-            running = running or None
+        queue = Queue(self.lm, list(rows), self.savings, resumes=knows_shared_attention(self.lm.model))
+        most = self.batch_size
+        while queue:
+            batch: Batch | None = None
+            taken: list[Row | ScoreRow] = []
+            try:
+                with torch.inference_mode():
+                    batch = self._batch(queue, most, settled)
+                while queue or batch:
+                    with torch.inference_mode():
+                        taken = queue.take(batch.room) if self._enters(batch, queue) else []
+                        ended = batch.enter(queue.arrivals(taken)) if taken else batch.advance()
+                    yield from ended
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                n_slots = batch.n_slots if batch else most or len(queue)
+                most = self._fewer(n_slots, error)
+                queue.give_back(list({id(row): row for row in [*taken, *(batch.rows if batch else ())]}.values()))
+            del batch
+            _release(self.lm.device)
+
+    def _batch(self, queue: Queue, most: int | None, settled: Settled | None) -> Batch:
+        """An empty batch with room for as many rows as there are, as fit, or as `most` says; for the widest one at least."""
+        fits = rows_that_fit(
+            self.lm, width=queue.width, token_bytes=queue.token_bytes, n_tokens=n_logits(self.lm)
+        )
+        n_slots = min(fits if most is None else most, queue.n_paths)
+        return Batch(
+            self.lm,
+            n_slots=max(n_slots, queue.most_paths),
+            width=queue.width,
+            shared_attention=self.savings.shared_attention,
+            settled=settled,
+        )
+
+    def _enters(self, batch: Batch, queue: Queue) -> bool:
+        """Whether it is time for waiting rows to enter."""
+        if not queue or queue.next_paths > batch.room:
+            return False
+        return not batch or (self.savings.refill and batch.room >= _REFILL * batch.n_slots)
+
+    def _fewer(self, n_slots: int, error: BaseException) -> int:
+        if n_slots == 1:
+            raise ModelError(
+                f"'{self.lm.name}' must have memory for one row, but it ran out. Free some, or load the model in bfloat16."
+            ) from error
+        self.report(f"memory ran out with {n_slots} rows together; those in flight start again, {n_slots // 2} together")
+        return n_slots // 2
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -6,7 +6,8 @@
     packages         weights that travel in package registries, joined and verified
     conversion       one GGUF file becomes one folder of float32 safetensors
     language_model   a loaded model with its decoder blocks, stop tokens and tokenizer
-    cache            key-value caches of rows prefilled apart, joined into one batch
+    cache            key-value memory of a running batch, whose rows share what they have in common
+    attention        attention over that memory, in place of the model's own
     chat             chat template, prompt tokens, decoding, fingerprints
 
 The public names are imported on first use, so that the list of models, `registry.registry()`, costs no import of torch. What
@@ -17,7 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crystallized_safety.models.cache import empty_cache, joined_cache
+    from crystallized_safety.models.attention import attending, knows_shared_attention
+    from crystallized_safety.models.cache import KeysValues, RowCache, StepPlan, keys_values, masks_in_full, past, plan_step
     from crystallized_safety.models.chat import (
         chat_tokens,
         decode,
@@ -26,23 +28,32 @@ if TYPE_CHECKING:
         tokenizer_sha256,
         weights_fingerprint,
     )
-    from crystallized_safety.models.language_model import LanguageModel, find_blocks, from_parts, load
+    from crystallized_safety.models.language_model import LanguageModel, find_blocks, from_parts, load, logits_into, n_logits
     from crystallized_safety.models.registry import ModelEntry, resolve
     from crystallized_safety.models.sources import Served, cache_folder, serve, silent
 
 __all__ = [
+    "KeysValues",
     "LanguageModel",
     "ModelEntry",
+    "RowCache",
     "Served",
+    "StepPlan",
+    "attending",
     "cache_folder",
     "chat_tokens",
     "decode",
-    "empty_cache",
     "find_blocks",
     "from_parts",
-    "joined_cache",
+    "keys_values",
+    "knows_shared_attention",
     "load",
+    "logits_into",
+    "masks_in_full",
+    "n_logits",
     "n_post_instruction",
+    "past",
+    "plan_step",
     "resolve",
     "serve",
     "silent",
@@ -52,8 +63,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "empty_cache": "cache",
-    "joined_cache": "cache",
+    "attending": "attention",
+    "knows_shared_attention": "attention",
+    **dict.fromkeys(("KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"), "cache"),
     "ModelEntry": "registry",
     "resolve": "registry",
     "Served": "sources",
@@ -64,6 +76,8 @@ _HOME = {
     "find_blocks": "language_model",
     "from_parts": "language_model",
     "load": "language_model",
+    "logits_into": "language_model",
+    "n_logits": "language_model",
 }
 
 

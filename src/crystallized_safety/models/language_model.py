@@ -3,13 +3,14 @@
 What this module does not know: hooks, directions, generation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from crystallized_safety.errors import ModelError
@@ -17,7 +18,7 @@ from crystallized_safety.models.conversion import quiet
 from crystallized_safety.models.registry import ModelEntry, resolve
 from crystallized_safety.models.sources import Served, serve, silent
 
-__all__ = ["DtypeName", "LanguageModel", "find_blocks", "from_parts", "load"]
+__all__ = ["DtypeName", "LanguageModel", "find_blocks", "from_parts", "load", "logits_into", "n_logits"]
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -175,3 +176,31 @@ def _check(loaded: LanguageModel, entry: ModelEntry) -> None:
             f"'{entry.alias}' must have {entry.n_layers} layers of width {entry.d_model}, but {loaded.source} has "
             f"{loaded.n_layers} of width {loaded.d_model}. Mend configs/models.yaml."
         )
+
+
+def n_logits(lm: LanguageModel) -> int:
+    """How many tokens the model tells the probability of; embeddings may be padded, so that the tokenizer knows fewer."""
+    return int(lm.model.get_output_embeddings().weight.shape[0])
+
+
+@contextmanager
+def logits_into(lm: LanguageModel, buffer: Tensor) -> Iterator[None]:
+    """While open, logits of up to len(`buffer`) positions are written there, [position, vocabulary], and nowhere else.
+
+    A fresh tensor of this size costs the operating system thousands of page faults a step. Output layers that are more than a
+    matrix are left alone.
+    """
+    layer = lm.model.get_output_embeddings()
+    if type(layer) is not nn.Linear or layer.bias is not None or "forward" in layer.__dict__:
+        yield
+        return
+
+    def forward(stream: Tensor) -> Tensor:
+        flat = stream.flatten(0, -2)
+        return torch.mm(flat, layer.weight.t(), out=buffer[: len(flat)]).unflatten(0, stream.shape[:-1])
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
