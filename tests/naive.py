@@ -56,7 +56,9 @@ def pushed(lm: LanguageModel, asked: Asked) -> Iterator[None]:
 
     def hook_of(push: Push):
         unit, length = push.vector / push.vector.norm(), push.vector.norm()
-        first = {"all": 0, "last-prompt-token-on": len(asked.tokens) - 1, "generated": len(asked.tokens)}[push.positions]
+        first = {"all": 0, "last-prompt-token-on": len(asked.tokens) - 1, "generated": len(asked.tokens)}[
+            push.positions
+        ]
 
         def hook(_block: object, _inputs: object, output: object) -> object:
             stream = (output[0] if isinstance(output, tuple) else output).clone()
@@ -118,7 +120,8 @@ def draw(lm: LanguageModel, n: int, seed: int, *, head: Sequence[int] = HEAD) ->
     generator = random.Random(seed)
     prompts = [(*head, *(generator.randrange(3, 40000) for _ in range(length))) for length in (2, 5, 9, 9, 14)]
     vectors = [
-        torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(index)) for index in range(3)
+        torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
+        for index in range(3)
     ]
     kinds = [
         (operator, positions)

@@ -149,11 +149,15 @@ def passes(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int
     return shapes
 
 
-def test_a_prompt_that_no_condition_touches_is_read_once_and_so_is_its_head(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+def test_a_prompt_that_no_condition_touches_is_read_once_and_so_is_its_head(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
     lm = tiny("llama")
     shapes = passes(lm, monkeypatch)
     rows = [
-        Asked((*HEAD, *tail), (one_push(lm, "last-prompt-token-on", layer=layer, dose=dose),)).row(f"{tail}{layer}{dose}", 2)
+        Asked((*HEAD, *tail), (one_push(lm, "last-prompt-token-on", layer=layer, dose=dose),)).row(
+            f"{tail}{layer}{dose}", 2
+        )
         for tail in ((5, 6, 7, 8), (9, 10, 11, 12))
         for layer in range(4)
         for dose in (-1.0, 0.0, 1.0)
@@ -161,7 +165,9 @@ def test_a_prompt_that_no_condition_touches_is_read_once_and_so_is_its_head(tiny
     run(lm, rows)
     first = [shape[1:] for shape in shapes if shape[0] == 0]
     assert first[:2] == [(1, 4), (2, 4)], "the head once, then both tails, for 24 rows"
-    assert first[2:] == [(24, 1), (16, 1)], "a step for every row, and one more for the 16 that began with a prompt token"
+    assert first[2:] == [(24, 1), (16, 1)], (
+        "a step for every row, and one more for the 16 that began with a prompt token"
+    )
 
 
 def test_a_condition_of_all_positions_starts_at_its_layer_and_its_head_is_read_once(
@@ -260,7 +266,9 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory(tiny: Tiny, monkeypat
         run(lm, [Asked((5, 6, 7), ()).row("a", 2)])
 
 
-def test_the_models_own_attention_and_output_layer_are_back_after_a_failure(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+def test_the_models_own_attention_and_output_layer_are_back_after_a_failure(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+):
     lm = tiny("llama")
     before = lm.model.config._attn_implementation
     monkeypatch.setattr(batch_module, "follow", lambda *_, **__: 1 / 0)

@@ -297,7 +297,14 @@ def test_ten_thousand_completions_are_quick(tmp_path):
 
 
 def test_public_names_and_no_torch():
-    assert sorted(evaluation.__all__) == ["degenerate", "first_turn", "judge_by_matcher", "label_file", "normalise"]
+    assert sorted(evaluation.__all__) == [
+        "degenerate",
+        "first_turn",
+        "judge_by_matcher",
+        "label_file",
+        "normalise",
+        "settled_for_matcher",
+    ]
     code = (
         "import sys, crystallized_safety.evaluation; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

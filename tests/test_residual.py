@@ -12,6 +12,7 @@ from crystallized_safety.residual import batch_edits, edited, recorded
 
 Tiny = Callable[[str], LanguageModel]
 IDS = torch.tensor([[1, 17, 300, 42, 8], [1, 99, 7, 640, 23]])
+EVERYWHERE = torch.ones(3, 2, 5, dtype=torch.bool)
 
 
 def _vector(lm: LanguageModel, seed: int = 1) -> torch.Tensor:
@@ -29,7 +30,7 @@ def _streams(
         else []
         for doses in rows
     ]
-    applies = torch.ones_like(IDS, dtype=torch.bool) if applies is None else applies
+    applies = EVERYWHERE if applies is None else applies
     with (
         torch.inference_mode(),
         edited(lm.blocks, batch_edits(edits, dtype=lm.dtype, device=lm.device), applies),
@@ -65,7 +66,7 @@ def test_an_edit_at_the_last_layer_changes_the_logits(tiny: Tiny, architecture: 
     )
     with torch.inference_mode():
         plain = lm.model(input_ids=IDS).logits
-        with edited(lm.blocks, last, torch.ones_like(IDS, dtype=torch.bool)):
+        with edited(lm.blocks, last, EVERYWHERE):
             steered = lm.model(input_ids=IDS).logits
     assert not torch.allclose(plain[0], steered[0])
     assert torch.equal(plain[1], steered[1])
@@ -93,9 +94,7 @@ def test_edits_of_one_row_at_one_layer_compose_in_order(tiny: Tiny):
         edits = [[edit(vector, layer=2, operator=op, dose=dose, positions="all") for op, dose in order], []]
         with (
             torch.inference_mode(),
-            edited(
-                lm.blocks, batch_edits(edits, dtype=lm.dtype, device=lm.device), torch.ones_like(IDS, dtype=torch.bool)
-            ),
+            edited(lm.blocks, batch_edits(edits, dtype=lm.dtype, device=lm.device), EVERYWHERE),
             recorded(lm.blocks, layers=[2], positions=[-1]) as seen,
         ):
             lm.model(input_ids=IDS)
@@ -112,7 +111,7 @@ def test_hooks_are_gone_after_an_exception(tiny: Tiny):
 
     def fail() -> None:
         with (
-            edited(lm.blocks, edits, torch.ones(1, 5, dtype=torch.bool)),
+            edited(lm.blocks, edits, EVERYWHERE[:, :1]),
             recorded(lm.blocks, layers=[0], positions=[-1]),
         ):
             raise RuntimeError("on purpose")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crystallized_safety.engines import Generated, Row, TransformersEngine
+from crystallized_safety.engines import Generated, Row, Settled, TransformersEngine
 from crystallized_safety.evaluation import judge_by_matcher
 from crystallized_safety.models import LanguageModel, chat_tokens
 from crystallized_safety.records import BASELINE, Condition, Judgement, Prompt
@@ -72,11 +72,11 @@ class Watched:
         self.asked: list[Row] = []
         self.calls = 0
 
-    def generate(self, rows: Iterable[Row]) -> Iterator[Generated]:
+    def generate(self, rows: Iterable[Row], settled: Settled | None = None) -> Iterator[Generated]:
         self.calls += 1
         rows = list(rows)
         self.asked += rows
-        for count, one in enumerate(self._engine.generate(rows)):
+        for count, one in enumerate(self._engine.generate(rows, settled)):
             if count == self._dies_after:
                 raise RuntimeError("out of memory")
             yield one
@@ -277,3 +277,21 @@ def test_labels_that_are_right_are_not_written_again(tiny: Tiny, tmp_path: Path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
     walk(lm, cells, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_deciding_early_saves_tokens_and_changes_no_label(tiny: Tiny, tmp_path: Path):
+    lm = tiny("llama")
+    lm = replace(lm, stop_ids=frozenset())
+    cells = [cell(condition(60.0, positions="all"), PROMPTS[:2], 420)]
+
+    def done(folder: str, *, decide_early: bool):
+        out = RunFolder(tmp_path / folder)
+        [one] = run(lm, TransformersEngine(lm), cells, vectors=vectors(lm), folder=out, decide_early=decide_early)
+        return one
+
+    early, whole = done("early", decide_early=True), done("whole", decide_early=False)
+    assert [one.label for one in early.judgements] == [one.label for one in whole.judgements] == ["degenerate"] * 2
+    for short, long in zip(early.completions, whole.completions, strict=True):
+        assert (short.settled, short.finished, long.settled) == (True, False, False)
+        assert short.n_tokens < long.n_tokens == 420
+        assert long.completion.startswith(short.completion)

@@ -74,7 +74,7 @@ BASELINE = Condition(vector="", layer=0, operator="add", dose=0.0, positions="ge
 
 @dataclass(frozen=True)
 class Completion:
-    """The text one row gave. `finished` is false where the token limit cut it."""
+    """The text one row gave. `finished` is false where it was cut: by the token limit, or, with `settled`, by early decision."""
 
     prompt_id: str
     prompt: str
@@ -82,6 +82,7 @@ class Completion:
     completion: str
     n_tokens: int
     finished: bool
+    settled: bool = False
 
 
 @dataclass(frozen=True)

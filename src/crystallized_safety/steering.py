@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from crystallized_safety.engines import Row, TransformersEngine
+from crystallized_safety.engines import Generated, Row, TransformersEngine
 from crystallized_safety.errors import InputError, ModelError, VectorError
 from crystallized_safety.interventions import Edit, edit
 from crystallized_safety.models import LanguageModel, chat_tokens, decode, load
@@ -102,7 +102,8 @@ class ActivationSteerer:
             Row(str(index), chat_tokens(lm, prompt), self._edits(operator, alpha, positions), max_new_tokens)
             for index, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
         ]
-        texts = {int(one.key): decode(lm, one.tokens) for one in TransformersEngine(lm).generate(rows)}
+        done = TransformersEngine(lm).generate(rows)
+        texts = {int(one.key): decode(lm, one.tokens) for one in done if isinstance(one, Generated)}
         return [texts[index] for index in range(len(prompts))]
 
     def _edits(self, operator: Operator, alpha: float, positions: Positions) -> tuple[Edit, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from crystallized_safety.engines import Engine, Generated, Row
-from crystallized_safety.evaluation import judge_by_matcher
+from crystallized_safety.engines import Engine, Generated, Row, Settled
+from crystallized_safety.evaluation import judge_by_matcher, settled_for_matcher
 from crystallized_safety.interventions import Edit, edit
 from crystallized_safety.models import LanguageModel, chat_tokens, decode
 from crystallized_safety.records import BASELINE, Completion, Condition, Judgement, Prompt
@@ -64,11 +64,13 @@ def run(
     vectors: Mapping[str, SteeringVector],
     folder: RunFolder,
     on_row: Callable[[], None] = lambda: None,
+    decide_early: bool = False,
 ) -> Iterator[FinishedCell]:
     """Finished cells, each once: those on disk first, the others as their last row comes. Labels are made anew, never text.
 
     Rows are stored as they come, so that a killed process loses only the rows in flight. `on_row` is called for each row
-    generated now.
+    generated now. With `decide_early` a row stops where the matcher's label can no longer change, and its completion says so;
+    a judge that wants the whole text must not be given such rows.
     """
     waiting: dict[str, _Waiting] = {}
     for one in {one.name: one for one in cells}.values():
@@ -80,7 +82,8 @@ def run(
         _finish(folder, waiting.pop(name)) for name in [name for name, cell in waiting.items() if cell.complete]
     )
     rows = [row for cell in waiting.values() for row in _rows(lm, cell, vectors)]
-    for generated in engine.generate(rows):
+    for generated in engine.generate(rows, _settled(lm) if decide_early else None):
+        assert isinstance(generated, Generated)  # noqa: S101 - no row asked for scores
         name, _, prompt_id = generated.key.partition("\n")
         on_row()
         cell = waiting[name]
@@ -121,6 +124,11 @@ def _rows(lm: LanguageModel, waiting: _Waiting, vectors: Mapping[str, SteeringVe
             yield Row(key, chat_tokens(lm, prompt.text), edits, waiting.cell.max_new_tokens)
 
 
+def _settled(lm: LanguageModel) -> Settled:
+    """The matcher's rule on tokens, asked every eighth token: few answers settle, and text takes time to decode."""
+    return lambda _key, new: len(new) % 8 == 0 and settled_for_matcher(decode(lm, new))
+
+
 def _completion(lm: LanguageModel, cell: Cell, prompt_id: str, generated: Generated) -> Completion:
     return Completion(
         prompt_id=prompt_id,
@@ -129,6 +137,7 @@ def _completion(lm: LanguageModel, cell: Cell, prompt_id: str, generated: Genera
         completion=decode(lm, generated.tokens),
         n_tokens=len(generated.tokens),
         finished=generated.finished,
+        settled=generated.settled,
     )
 
 

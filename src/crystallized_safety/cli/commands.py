@@ -32,9 +32,10 @@ def run_command(
     seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     prompts: Path | None = None,
     cache: Path | None = None,
+    decide_early: bool = False,
 ) -> None:
     """Measure one model: is a refusal direction readable, and is it controllable? Ends in a verdict and a report.
 
@@ -47,15 +48,16 @@ def run_command(
         seed: Seed of the bootstrap and of the random directions.
         dtype: Precision of the weights; auto is float32 on a CPU and bfloat16 on a GPU.
         device: auto, cpu, cuda, cuda:1, mps.
-        batch_size: Largest number of rows decoded together.
+        batch_size: Largest number of rows decoded together; None: as many as fit into memory.
         prompts: A JSONL file of matched pairs in place of the packaged ones.
         cache: Folder for model weights; None: $CRYSTALLIZED_CACHE or the user's cache folder.
+        decide_early: Stop an answer where its label can no longer change; the completion says so. Not for judges that want all.
     """
     from crystallized_safety.report import write_run_report
     from crystallized_safety.study import StudyConfig, run_study
 
     folder = output or Path("results") / f"{_slug(model)}-{_slug(preset)}"
-    config = StudyConfig(model, preset, folder, seed, dtype, device, batch_size, prompts, cache)
+    config = StudyConfig(model, preset, folder, seed, dtype, device, batch_size, prompts, cache, decide_early)
     with progress_bar() as progress:
         summary = run_study(config, report=say, progress=progress)
     path = write_run_report(folder)
@@ -169,7 +171,7 @@ def sweep_command(
     output: Path | None = None,
     dtype: Dtype = "auto",
     device: str = "auto",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     prompts: Path | None = None,
     cache: Path | None = None,
 ) -> None:
@@ -184,7 +186,7 @@ def sweep_command(
         output: Folder of the run; None: results/MODEL-sweep.
         dtype: Precision of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
-        batch_size: Largest number of rows decoded together.
+        batch_size: Largest number of rows decoded together; None: as many as fit into memory.
         prompts: A JSONL file of matched pairs in place of the packaged ones.
         cache: Folder for model weights.
     """

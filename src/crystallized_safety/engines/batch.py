@@ -46,7 +46,9 @@ class Arrival:
 class Batch:
     """A batch in flight. `advance` reads one token of every row; rows that end leave."""
 
-    def __init__(self, lm: LanguageModel, *, n_slots: int, width: int, shared_attention: bool, settled: Settled | None) -> None:
+    def __init__(
+        self, lm: LanguageModel, *, n_slots: int, width: int, shared_attention: bool, settled: Settled | None
+    ) -> None:
         self._lm, self.n_slots = lm, n_slots
         self._shared = shared_attention and knows_shared_attention(lm.model)
         self._cache = RowCache(n_layers=lm.n_layers, n_slots=n_slots, width=width, whole=not self._shared)

@@ -51,9 +51,7 @@ class Queue:
         numbers: dict[object, int] = {}
         names: dict[int, object] = {}
         self._condition = {
-            id(row): numbers.setdefault(
-                names.setdefault(id(row.edits), _content(row.edits)), len(numbers)
-            )
+            id(row): numbers.setdefault(names.setdefault(id(row.edits), _content(row.edits)), len(numbers))
             for row in rows
         }
         self._waiting = deque(sorted(rows, key=self._place))
@@ -160,7 +158,9 @@ class Queue:
         if missing:
             tokens = next(iter(conditions.values())).tokens[: self._n_head]
             below = self._head if self._resume else None
-            self._heads.update(zip(missing, read_heads(self._lm, tokens, list(missing.values()), below=below), strict=True))
+            self._heads.update(
+                zip(missing, read_heads(self._lm, tokens, list(missing.values()), below=below), strict=True)
+            )
 
     def _read_prompts(self, rows: Sequence[Row | ScoreRow]) -> None:
         """Read the prompts of some rows and, while at it, of those that enter next."""
@@ -195,12 +195,21 @@ class Queue:
 
     def _place(self, row: Row | ScoreRow) -> tuple[int, ...]:
         start = start_layer(row.edits)
-        return (-1, self._length[row.tokens]) if start is None else (start, self._condition[id(row)], self._length[row.tokens])
+        return (
+            (-1, self._length[row.tokens])
+            if start is None
+            else (start, self._condition[id(row)], self._length[row.tokens])
+        )
 
 
 def _content(edits: Sequence[Edit]) -> object:
     """Equal for edits that do the same."""
     return tuple(
-        (one.layer, one.coefficients, one.positions, sha256(one.direction.contiguous().cpu().numpy().tobytes()).digest())
+        (
+            one.layer,
+            one.coefficients,
+            one.positions,
+            sha256(one.direction.contiguous().cpu().numpy().tobytes()).digest(),
+        )
         for one in edits
     )

@@ -188,7 +188,10 @@ def _applies(lengths: Int[Tensor, " row"], width: int, *, ends: bool) -> Bool[Te
 
 
 def _stacked(rows: Sequence[Sequence[KeysValues]]) -> list[KeysValues]:
-    return [(torch.stack([one[0] for one in layer]), torch.stack([one[1] for one in layer])) for layer in zip(*rows, strict=True)]
+    return [
+        (torch.stack([one[0] for one in layer]), torch.stack([one[1] for one in layer]))
+        for layer in zip(*rows, strict=True)
+    ]
 
 
 def _padded(stream: Float[Tensor, "position d_model"], width: int) -> Float[Tensor, "width d_model"]:

@@ -70,8 +70,6 @@ Settled = Callable[[str, tuple[int, ...]], bool]
 class Engine(Protocol):
     """Rows of different prompts, layers, doses, operators, vectors and positions go in together."""
 
-    def generate(
-        self, rows: Iterable[Row | ScoreRow], settled: Settled | None = None
-    ) -> Iterator[Generated | Scored]:
+    def generate(self, rows: Iterable[Row | ScoreRow], settled: Settled | None = None) -> Iterator[Generated | Scored]:
         """Yield every row once, in the order in which they finish. Rows that are `settled` stop there."""
         ...

@@ -69,9 +69,7 @@ class TransformersEngine:
 
     def _batch(self, queue: Queue, most: int | None, settled: Settled | None) -> Batch:
         """An empty batch with room for as many rows as there are, as fit, or as `most` says; for the widest one at least."""
-        fits = rows_that_fit(
-            self.lm, width=queue.width, token_bytes=queue.token_bytes, n_tokens=n_logits(self.lm)
-        )
+        fits = rows_that_fit(self.lm, width=queue.width, token_bytes=queue.token_bytes, n_tokens=n_logits(self.lm))
         n_slots = min(fits if most is None else most, queue.n_paths)
         return Batch(
             self.lm,
@@ -92,7 +90,9 @@ class TransformersEngine:
             raise ModelError(
                 f"'{self.lm.name}' must have memory for one row, but it ran out. Free some, or load the model in bfloat16."
             ) from error
-        self.report(f"memory ran out with {n_slots} rows together; those in flight start again, {n_slots // 2} together")
+        self.report(
+            f"memory ran out with {n_slots} rows together; those in flight start again, {n_slots // 2} together"
+        )
         return n_slots // 2
 
 

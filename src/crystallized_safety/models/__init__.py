@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from crystallized_safety.models.attention import attending, knows_shared_attention
-    from crystallized_safety.models.cache import KeysValues, RowCache, StepPlan, keys_values, masks_in_full, past, plan_step
+    from crystallized_safety.models.cache import (
+        KeysValues,
+        RowCache,
+        StepPlan,
+        keys_values,
+        masks_in_full,
+        past,
+        plan_step,
+    )
     from crystallized_safety.models.chat import (
         chat_tokens,
         decode,
@@ -28,7 +36,14 @@ if TYPE_CHECKING:
         tokenizer_sha256,
         weights_fingerprint,
     )
-    from crystallized_safety.models.language_model import LanguageModel, find_blocks, from_parts, load, logits_into, n_logits
+    from crystallized_safety.models.language_model import (
+        LanguageModel,
+        find_blocks,
+        from_parts,
+        load,
+        logits_into,
+        n_logits,
+    )
     from crystallized_safety.models.registry import ModelEntry, resolve
     from crystallized_safety.models.sources import Served, cache_folder, serve, silent
 
@@ -65,7 +80,9 @@ __all__ = [
 _HOME = {
     "attending": "attention",
     "knows_shared_attention": "attention",
-    **dict.fromkeys(("KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"), "cache"),
+    **dict.fromkeys(
+        ("KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"), "cache"
+    ),
     "ModelEntry": "registry",
     "resolve": "registry",
     "Served": "sources",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from crystallized_safety.models.cache import RowCache, StepPlan
@@ -46,7 +46,7 @@ def attending(model: PreTrainedModel, cache: RowCache) -> Iterator[None]:
 
 
 def _attend(
-    module: nn.Module,
+    module: Any,
     query: Float[Tensor, "row head 1 d_head"],
     _key: Tensor,
     _value: Tensor,
@@ -58,7 +58,7 @@ def _attend(
 ) -> tuple[Float[Tensor, "row 1 head d_head"], None]:
     """Called by each attention layer; the signature is transformers'."""
     cache = _CACHE.get()
-    plan, layer = cache.plan, int(module.layer_idx)  # type: ignore[call-overload]
+    plan, layer = cache.plan, module.layer_idx
     assert plan is not None  # noqa: S101 - set by whoever steps
     keys, values = cache.own(layer, len(query))
     n_rows, n_heads, _, d_head = query.shape
@@ -81,13 +81,14 @@ def _attend(
 def _by_chunk(plan: StepPlan, rows: Float[Tensor, "row head group last"]) -> Float[Tensor, "chunk head members last"]:
     """Rows gathered in chunks of one prefix, the queries of a chunk's members one after the other."""
     n_chunks, size = plan.members.shape
-    chunked = rows.index_select(0, plan.members.flatten().to(rows.device)).unflatten(0, (n_chunks, size))
+    chunked = rows.index_select(0, plan.members.flatten().to(rows.device)).view(n_chunks, size, *rows.shape[1:])
     return chunked.transpose(1, 2).flatten(2, 3)
 
 
 def _by_row(plan: StepPlan, chunks: Float[Tensor, "chunk head members last"]) -> Float[Tensor, "row head group last"]:
     """The inverse."""
-    apart = chunks.unflatten(2, (plan.members.shape[1], -1)).transpose(1, 2).flatten(0, 1)
+    n_chunks, n_heads, _, last = chunks.shape
+    apart = chunks.view(n_chunks, n_heads, plan.members.shape[1], -1, last).transpose(1, 2).flatten(0, 1)
     return apart.index_select(0, plan.places.to(chunks.device))
 
 

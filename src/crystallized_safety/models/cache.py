@@ -146,7 +146,9 @@ class RowCache(Cache):
         assert self.plan is not None  # noqa: S101 - set by whoever steps
         rows = torch.arange(len(key_states), device=key_states.device)
         columns = self.plan.columns.to(key_states.device)
-        for held, new in zip(self._allocated(layer_idx, (key_states, value_states)), (key_states, value_states), strict=True):
+        for held, new in zip(
+            self._allocated(layer_idx, (key_states, value_states)), (key_states, value_states), strict=True
+        ):
             held[rows, :, columns] = new[:, :, 0]
         return self._in_full(layer_idx, len(rows)) if self._whole else (key_states, value_states)
 

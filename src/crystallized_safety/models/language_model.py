@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,8 @@ def _check(loaded: LanguageModel, entry: ModelEntry) -> None:
 
 def n_logits(lm: LanguageModel) -> int:
     """How many tokens the model tells the probability of; embeddings may be padded, so that the tokenizer knows fewer."""
-    return int(lm.model.get_output_embeddings().weight.shape[0])
+    layer: Any = lm.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return int(layer.weight.shape[0])
 
 
 @contextmanager
@@ -190,7 +191,7 @@ def logits_into(lm: LanguageModel, buffer: Tensor) -> Iterator[None]:
     A fresh tensor of this size costs the operating system thousands of page faults a step. Output layers that are more than a
     matrix are left alone.
     """
-    layer = lm.model.get_output_embeddings()
+    layer: Any = lm.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(layer) is not nn.Linear or layer.bias is not None or "forward" in layer.__dict__:
         yield
         return

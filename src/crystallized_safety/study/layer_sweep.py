@@ -56,7 +56,7 @@ def run_layer_sweep(
     n_rows = len(parts.calibrate.harmful) * (2 + len(layers) * len(config.kappas))
     meter = Meter(progress, {"record": RECORDED_UNITS * len(parts.extract.both), "sweep": n_rows})
     recorded = recorded_sites(lm, parts.extract, {}, folder=folder, meter=meter)
-    lab = lab_of(config.study, preset, lm, folder=folder, recorded=recorded, meter=meter)
+    lab = lab_of(config.study, preset, lm, folder=folder, recorded=recorded, meter=meter, report=report)
     meter.enter("sweep")
     baselines = baselines_of(lab, parts.calibrate)
     sites = [

@@ -69,7 +69,7 @@ def run_study(
         positions=recorded.positions,
         seed=config.seed,
     )
-    lab = lab_of(config, preset, lm, folder=folder, recorded=recorded, meter=meter)
+    lab = lab_of(config, preset, lm, folder=folder, recorded=recorded, meter=meter, report=report)
     meter.enter("calibrate")
     calibration = calibrate(lab, parts.calibrate, layers=preset.layers(lm.n_layers), positions=recorded.positions)
     meter.enter("test")
@@ -99,14 +99,29 @@ def loaded(config: StudyConfig, report: Callable[[str], None]) -> LanguageModel:
 
 
 def lab_of(
-    config: StudyConfig, preset: Preset, lm: LanguageModel, *, folder: RunFolder, recorded: Recorded, meter: Meter
+    config: StudyConfig,
+    preset: Preset,
+    lm: LanguageModel,
+    *,
+    folder: RunFolder,
+    recorded: Recorded,
+    meter: Meter,
+    report: Callable[[str], None],
 ) -> Lab:
-    """What the generating stages need, bound to one model and one run folder."""
-    engine = TransformersEngine(lm, config.batch_size)
+    """What the generating stages need, bound to one model and one run folder; `report` hears where memory runs out."""
+    engine = TransformersEngine(lm, config.batch_size, report)
 
     def run_cells(cells: Sequence[Cell], vectors: Mapping[str, SteeringVector]) -> Iterable[FinishedCell]:
         meter.skip(sum(len(one.prompts) for one in cells) - missing_rows(folder, cells))
-        return run(lm, engine, cells, vectors=vectors, folder=folder, on_row=meter.row)
+        return run(
+            lm,
+            engine,
+            cells,
+            vectors=vectors,
+            folder=folder,
+            on_row=meter.row,
+            decide_early=config.decide_early,
+        )
 
     return Lab(
         preset=preset,
@@ -133,8 +148,9 @@ def about(config: StudyConfig, preset: Preset, parts: Splits, lm: LanguageModel)
         "preset": config.preset,
         "settings": preset.model_dump(mode="json"),
         "seed": config.seed,
-        "batch_size": config.batch_size,
+        "batch_size": config.batch_size or "what fits",
         "decoding": "greedy",
+        "decide_early": config.decide_early,
         "judge": JUDGE,
         "prompts_sha256": fingerprint(parts.every),
         "protocol_sha256": protocol_sha256(),

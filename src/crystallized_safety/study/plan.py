@@ -29,12 +29,15 @@ class StudyConfig:
     seed: int = 0
     dtype: DtypeName = "auto"
     device: str = "auto"
-    batch_size: int = 128
+    batch_size: int | None = None
+    """Largest number of rows decoded together; None as many as fit into memory."""
     prompts: Path | None = None
     cache: Path | None = None
+    decide_early: bool = False
+    """Stop a row where the matcher's label can no longer change."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise InputError(
                 f"A batch must hold at least one row, but {self.batch_size} came. Pass --batch-size 1 or more."
             )
