@@ -8,74 +8,40 @@ decoding of the others, free of reading prompts and of setting up. No token stop
 roofline: the least time of a step by the rates that this device showed in this run, over the time it took.
 
 What this does not know: real weights, so what is written is noise, and the column `= plain`, the share of tokens equal to plain
-`generate`'s, is low in bfloat16, where ties of noise fall otherwise; with --dtype float32 it should be 100 %. Rows of different
+`generate`'s, is low in bfloat16, where ties of noise fall otherwise; with --dtype float32 it should be (nearly) 100 %. Rows of different
 lengths, which a queue fills up and a fixed batch waits for. Peak memory on a CPU is that of the whole process so far.
 """
 
 import argparse
 import gc
 import json
-import math
 import platform
-import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.contest import peak_bytes
-from benchmarks.contestants.decoding import Case, Run, captured_graphs, continuous, ours, plain
-from benchmarks.prepare import conditions, counted, layers
+from benchmarks.contestants.decoding import HEAD, Case, Report, Run, captured_graphs, cases, continuous, ours, plain
+from benchmarks.gpu_table import Failed, Result, table
+from benchmarks.prepare import counted
+from benchmarks.random_model import SHAPES, build
 from benchmarks.roofline import Rates, cached_positions, least_step, mean_prefixes, measured_rates, synchronize
-from benchmarks.table import aligned
-from benchmarks.work import Answers, Prompt, Work
+from benchmarks.work import Answers
 from crystallized_safety.engines.memory import is_out_of_memory
-from crystallized_safety.models import LanguageModel, from_parts
+from crystallized_safety.models import LanguageModel
 
-__all__ = ["CONTESTANTS", "Result", "build", "cases", "main"]
+__all__ = ["CONTESTANTS", "TOO_SHORT", "main"]
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-8b": {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-        "initializer_range": 0.02,
-    },
-    "tiny": {
-        "vocab_size": 1000,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.2,
-    },
-}
-HEAD = 24
-"""Tokens that all prompts begin with, as a chat template does."""
+TOO_SHORT = "too few new tokens to be timed"
+"""Said where all new tokens took no longer than one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +49,7 @@ class Contestant:
     """`shares` says that rows of one prompt read its cached positions once together, `steers` that each row has its condition."""
 
     title: str
-    opened: Callable[[LanguageModel, Case], AbstractContextManager[Run]]
+    opened: Callable[[LanguageModel, Case, Report], AbstractContextManager[Run]]
     shares: bool = False
     steers: bool = True
     cuda_only: bool = False
@@ -97,97 +63,194 @@ CONTESTANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """One contestant at one batch size. `tokens_per_second` is of decoding, `whole_per_second` with prompts and set-up.
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """Seconds of all rows with all their new tokens and with one each, and what came of the former."""
 
-    `equal` is the share of tokens equal to plain generate's, None for who does not steer.
-    """
-
-    contestant: str
-    batch: int
-    rows: int
-    tokens_per_second: float
-    whole_per_second: float
-    step_seconds: float
-    least_seconds: float
-    bound: str
+    whole: float
+    first: float
+    answers: Answers
     peak_bytes: int
-    equal: float | None
     notes: tuple[str, ...]
-
-    @property
-    def of_roofline(self) -> float:
-        """The least time of a step over the time it took."""
-        return self.least_seconds / self.step_seconds
-
-
-@dataclass(frozen=True)
-class Failed:
-    """One contestant at one batch size without a measurement, and why."""
-
-    contestant: str
-    batch: int
-    why: str
 
 
 def main(words: Sequence[str] | None = None) -> None:
     asked = _asked(words)
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked.device == "auto" else asked.device)
     fallback = "bfloat16" if device.type == "cuda" else "float32"
-    dtype: torch.dtype = getattr(torch, asked.dtype if asked.dtype != "auto" else fallback)
+    dtype: torch.dtype = getattr(torch, fallback if asked.dtype == "auto" else asked.dtype)
     rates = measured_rates(device, dtype)
     lm = build(asked.shape, device, dtype)
-    results = list(_results(lm, asked, rates))
-    print(_table(results, lm, asked, rates))
+    results = [
+        one
+        for case in cases(
+            lm,
+            asked.batches,
+            rounds=asked.rounds,
+            prompt_tokens=asked.prompt_tokens,
+            new_tokens=asked.new_tokens,
+            n_layers=asked.layers_steered,
+        )
+        for one in _contest(lm, case, asked, rates)
+    ]
+    work = f"prompts of {asked.prompt_tokens} tokens, {asked.new_tokens} new ones, {asked.rounds} × batch rows"
+    print(f"{lm.name}, {str(dtype).removeprefix('torch.')}, {_machine(device)}: {work}")
+    print(table(results, {name: one.title for name, one in CONTESTANTS.items()}, rates))
     if asked.json:
         asked.json.write_text(json.dumps(_told(results, lm, asked, rates), indent=2) + "\n", "utf-8")
 
 
-def build(shape: str, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """A model of that shape with random normal weights, made on the device, with a tokenizer of two words and no stop token."""
-    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None, pad_token_id=0, use_cache=True)
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
-    return from_parts(model, tokenizer, f"{shape}, random weights")
-
-
-def cases(
-    lm: LanguageModel,
-    batches: Sequence[int],
-    *,
-    rounds: int,
-    prompt_tokens: int,
-    new_tokens: int,
-    n_layers: int,
-) -> Iterator[Case]:
-    """For each batch size `rounds` × batch rows; a condition has as many prompts as the smallest batch has rows."""
-    drawn, n_prompts, vocabulary = random.Random(0), min(batches), lm.model.config.vocab_size
-    head, *tails = (
-        tuple(drawn.randrange(2, vocabulary) for _ in range(length))
-        for length in (HEAD, *[prompt_tokens - HEAD] * max(batches))
+def _asked(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), default="llama-8b")
+    add("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    add("--dtype", choices=["auto", "bfloat16", "float16", "float32", "float64"], default="auto")
+    add(
+        "--batches",
+        nargs="+",
+        type=int,
+        default=[32, 64, 128, 256, 512],
+        help="the smallest is what others are compared with",
     )
-    prompts = tuple(Prompt(f"prompt {index}", (*head, *tail)) for index, tail in enumerate(tails))
-    chosen = sorted(set(layers(lm.n_layers, n_layers)))
-    generator = torch.Generator().manual_seed(0)
-    vectors = {one: torch.randn(lm.d_model, generator=generator) / math.sqrt(lm.d_model) for one in chosen}
-    for batch in batches:
-        n_conditions = rounds * batch // n_prompts
-        doses = [0.5 * (1 + index) for index in range(-(-n_conditions // len(chosen)))]
-        _, *steered = conditions(chosen, doses)
-        whole = Work(
-            model=lm.name,
-            n_layers=lm.n_layers,
-            positions="last-prompt-token-on",
-            prompts=prompts[:batch],
-            conditions=tuple(steered[:rounds]),
-            new_tokens=new_tokens,
-            stop_ids=(),
-            pad_id=lm.pad_id,
-            threads=torch.get_num_threads(),
+    add("--prompt-tokens", type=int, default=40)
+    add("--new-tokens", type=int, default=64)
+    add("--layers-steered", type=int, default=6)
+    add("--rounds", type=int, default=3, help="rows are so many times the batch")
+    add("--repeats", type=int, default=2, help="of each timing the fastest of so many counts")
+    add("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    add("--json", type=Path, metavar="PATH", help="also write the figures here")
+    asked = parser.parse_args(words)
+    if any(batch % min(asked.batches) for batch in asked.batches):
+        parser.error(f"every batch must be a multiple of the smallest, {min(asked.batches)}, but {asked.batches} came")
+    if asked.prompt_tokens < HEAD + 2 or asked.new_tokens < 2:
+        parser.error(
+            f"prompts must have {HEAD + 2} tokens or more and 2 new ones or more follow, so that steps can be timed"
         )
-        mixed = replace(whole, prompts=prompts[:n_prompts], conditions=tuple(steered[:n_conditions]))
-        yield Case(batch, whole, mixed, vectors)
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU that torch can use, but there is none; try --device cpu --shape tiny")
+    return asked
+
+
+def _contest(lm: LanguageModel, case: Case, asked: argparse.Namespace, rates: Rates) -> Iterator[Result | Failed]:
+    """All contestants on the same rows."""
+    expected: Answers | None = None
+    for name in (one for one in CONTESTANTS if one in asked.contestants):
+        start = time.perf_counter()
+        timed = _tried(lm, case, CONTESTANTS[name], asked.repeats)
+        why = timed if isinstance(timed, str) else "done"
+        print(f"  batch {case.batch}, {name}: {why}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        if isinstance(timed, str):
+            yield Failed(name, case.batch, timed)
+            continue
+        if name == "plain":
+            expected = timed.answers
+        yield _result(lm, case, name=name, timed=timed, expected=expected, rates=rates)
+
+
+def _tried(lm: LanguageModel, case: Case, contestant: Contestant, repeats: int) -> _Timed | str:
+    """The timing, or why there is none; a long run goes on with the next contestant, with the traceback on standard error."""
+    if contestant.cuda_only and lm.device.type != "cuda":
+        return "CUDA only"
+    try:
+        timed = _timed(lm, case, contestant, repeats)
+    except Exception as error:  # whatever a contestant raises is its result
+        traceback.print_exc()
+        first = (str(error).strip().splitlines() or [""])[0]
+        return f"{'out of memory' if is_out_of_memory(error) else type(error).__name__}: {first}"
+    return timed if timed.whole > timed.first else TOO_SHORT
+
+
+def _timed(lm: LanguageModel, case: Case, contestant: Contestant, repeats: int) -> _Timed:
+    notes: list[str] = []
+    gc.collect()
+    if lm.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(lm.device)
+    with contestant.opened(lm, case, notes.append) as run:
+        answers = run(case.mixed.new_tokens)  # warms up
+        whole = min(_seconds(run, case.mixed.new_tokens, lm.device) for _ in range(repeats))
+        first = min(_seconds(run, 1, lm.device) for _ in range(repeats))
+    peak = torch.cuda.max_memory_allocated(lm.device) if lm.device.type == "cuda" else peak_bytes()
+    return _Timed(whole, first, answers, peak, tuple(dict.fromkeys(notes)))
+
+
+def _seconds(run: Run, new_tokens: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    run(new_tokens)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _result(
+    lm: LanguageModel, case: Case, *, name: str, timed: _Timed, expected: Answers | None, rates: Rates
+) -> Result:
+    work, contestant = case.mixed, CONTESTANTS[name]
+    config, element_bytes, parameters = lm.model.config, lm.dtype.itemsize, counted(lm.model)
+    prompts = mean_prefixes(prompts=len(work.prompts), conditions=len(work.conditions), batch=case.batch)
+    least = least_step(
+        rows=case.batch,
+        parameters=parameters.blocks + parameters.head,
+        element_bytes=element_bytes,
+        positions=cached_positions(
+            rows=case.batch,
+            prefixes=prompts if contestant.shares else case.batch,
+            prompt_tokens=len(work.prompts[0].tokens),
+            new_tokens=work.new_tokens,
+        ),
+        position_bytes=2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element_bytes,
+        rates=rates,
+    )
+    steps = len(work) / case.batch * (work.new_tokens - 1)
+    decoding = timed.whole - timed.first
+    return Result(
+        contestant=name,
+        batch=case.batch,
+        rows=len(work),
+        tokens_per_second=len(work) * (work.new_tokens - 1) / decoding,
+        whole_per_second=len(work) * work.new_tokens / timed.whole,
+        step_seconds=decoding / steps,
+        least=least,
+        peak_bytes=timed.peak_bytes,
+        equal=_equal(timed.answers, expected) if expected and contestant.steers else None,
+        notes=timed.notes,
+    )
+
+
+def _equal(answers: Answers, expected: Answers) -> float:
+    """The share of tokens that are equal, of the rows that both have; all rows are as long."""
+    pairs = [
+        one == another
+        for name in answers.keys() & expected.keys()
+        for one, another in zip(answers[name].tokens, expected[name].tokens, strict=True)
+    ]
+    return sum(pairs) / len(pairs)
+
+
+def _told(
+    results: Sequence[Result | Failed], lm: LanguageModel, asked: argparse.Namespace, rates: Rates
+) -> dict[str, Any]:
+    """Everything, as JSON can hold it."""
+    options = {name: value for name, value in vars(asked).items() if name != "json"}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "machine": {"device": _machine(lm.device), **versions},
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "asked": options,
+        "parameters": asdict(counted(lm.model)),
+        "rates": asdict(rates),
+        "results": [
+            {**asdict(one), **({"of_roofline": one.of_roofline} if isinstance(one, Result) else {})} for one in results
+        ],
+    }
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,10 @@
 """The engine's tokens and logits are those of the naive way, whatever the mix of rows and whatever is saved."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from conftest import ARCHITECTURES
 from crystallized_safety.engines import Generated, Row, Savings, Scored, ScoreRow, TransformersEngine
 from crystallized_safety.engines import batch as batch_module
+from crystallized_safety.errors import ModelError
 from crystallized_safety.models import LanguageModel, chat_tokens
 from naive import HEAD, Asked, Push, draw, naive, naive_logits, naive_logprobs
 
@@ -290,3 +294,57 @@ def test_real_weights_in_float32_batched_equal_one_by_one(smollm2: LanguageModel
     alone = {row.key: run(smollm2, [row])[row.key] for row in rows}
     assert together == alone
     assert all(one.tokens for one in together.values())
+
+
+def test_where_one_row_does_not_fit_the_user_is_told_in_a_sentence(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+
+    def full(**_rest):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."
+        )
+
+    asked = draw(lm, 9, seed=6)
+    rows = [*(one.row(str(index), 5) for index, one in enumerate(asked)), asked[0].score_row("s", [(5,), (6, 7), (8,)])]
+    monkeypatch.setattr(lm.model, "forward", full)
+    told: list[str] = []
+    with pytest.raises(ModelError, match="must have memory for one row, but it ran out"):
+        [*TransformersEngine(lm, 8, told.append).generate(rows)]
+    assert [line.split(";")[0] for line in told] == [
+        "memory ran out with 8 rows together",
+        "memory ran out with 4 rows together",
+    ]
+
+
+STARVED = """
+import resource, sys, torch
+sys.path[:0] = ["tests", "."]
+import conftest
+from naive import draw
+from crystallized_safety.engines import TransformersEngine
+from crystallized_safety.models import from_parts, load
+from transformers import AutoModelForCausalLM
+
+torch.set_num_threads(1)
+torch.manual_seed(7)
+model = AutoModelForCausalLM.from_config(conftest.tiny_config("llama"), dtype=torch.float64)
+lm = from_parts(model, load("smollm2-135m").tokenizer, "tiny")
+rows = [one.row(str(index), 4) for index, one in enumerate(draw(lm, 3000, seed=1))]
+whole = {one.key: one.tokens for one in TransformersEngine(lm, 64).generate(rows)}
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+told = []
+starved = {one.key: one.tokens for one in TransformersEngine(lm, 3000, told.append).generate(rows)}
+assert starved == whole, "a row was lost or changed"
+print(told)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_a_process_that_really_runs_out_of_memory_finishes_with_smaller_batches():
+    """3000 rows' logits are 1.2 GB; the process may take 0.6 GB more than it has."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "memory ran out with" in done.stdout

@@ -1,13 +1,15 @@
-"""Three ways to decode the same rows with a model that is already on the device: plain `generate`, transformers' continuous
-batching, ours.
+"""Three ways to decode the same rows with a model that is on the device: plain, transformers' continuous batching, ours.
 
-Each opens as a context manager on a model and a `Case` and gives a function of the number of new tokens, so that what is set up
-once can be left out of a timing. What this module does not know: time, rooflines, tables.
+Each opens as a context manager on a model, a `Case` and somewhere to report what is worth a note, and gives a function of the
+number of new tokens, so that what is set up once can be left out of a timing. What this module does not know: time, rooflines,
+tables.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,40 +17,82 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.contestants.plain import by_condition
-from benchmarks.work import Answer, Answers, Condition, Work, key
+from benchmarks.prepare import conditions, layers
+from benchmarks.work import Answer, Answers, Condition, Prompt, Work, key
 from crystallized_safety.engines import Generated, Row, TransformersEngine
 from crystallized_safety.interventions import edit
 from crystallized_safety.models import LanguageModel
 
-__all__ = ["Case", "Run", "captured_graphs", "continuous", "ours", "plain"]
+__all__ = ["HEAD", "Case", "Report", "Run", "captured_graphs", "cases", "continuous", "ours", "plain"]
 
 Run = Callable[[int], Answers]
 """Number of new tokens → the answers of all rows."""
+
+Report = Callable[[str], None]
 
 _PAGE = 256
 """Tokens in one page of transformers' paged cache, its own default; a row takes whole pages."""
 _MOST_BATCH_TOKENS = 8192
 """Tokens in one pass of transformers' continuous batching, its own default."""
+HEAD = 24
+"""Tokens that all prompts begin with, as a chat template does."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Rows to decode, `batch` together: the same number of rows cut in two ways, with the first conditions of the first prompts
-    in both.
+    """Rows to decode, `batch` together: the same number of rows cut in two ways.
 
     `whole` has few conditions of `batch` prompts each, one batch per condition; `mixed` has many conditions of fewer prompts,
-    whose rows must be mixed to fill a batch. `vectors` are [d_model] by layer, `notes` what a contestant has to say.
+    whose rows must be mixed to fill a batch. The first conditions of the first prompts are in both. `vectors` are [d_model] by
+    layer.
     """
 
     batch: int
     whole: Work
     mixed: Work
     vectors: Mapping[int, Tensor]
-    notes: list[str] = field(default_factory=list)
+
+
+def cases(
+    lm: LanguageModel,
+    batches: Sequence[int],
+    *,
+    rounds: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    n_layers: int,
+) -> Iterator[Case]:
+    """For each batch size `rounds` × batch rows; a condition has as many prompts as the smallest batch has rows."""
+    drawn, n_prompts, vocabulary = random.Random(0), min(batches), lm.model.config.vocab_size
+    head, *tails = (
+        tuple(drawn.randrange(2, vocabulary) for _ in range(length))
+        for length in (HEAD, *[prompt_tokens - HEAD] * max(batches))
+    )
+    prompts = tuple(Prompt(f"prompt {index}", (*head, *tail)) for index, tail in enumerate(tails))
+    chosen = sorted(set(layers(lm.n_layers, n_layers)))
+    generator = torch.Generator().manual_seed(0)
+    vectors = {one: torch.randn(lm.d_model, generator=generator) / math.sqrt(lm.d_model) for one in chosen}
+    for batch in batches:
+        n_conditions = rounds * batch // n_prompts
+        doses = [0.5 * (1 + index) for index in range(-(-n_conditions // len(chosen)))]
+        _, *steered = conditions(chosen, doses)
+        whole = Work(
+            model=lm.name,
+            n_layers=lm.n_layers,
+            positions="last-prompt-token-on",
+            prompts=prompts[:batch],
+            conditions=tuple(steered[:rounds]),
+            new_tokens=new_tokens,
+            stop_ids=(),
+            pad_id=lm.pad_id,
+            threads=torch.get_num_threads(),
+        )
+        mixed = replace(whole, prompts=prompts[:n_prompts], conditions=tuple(steered[:n_conditions]))
+        yield Case(batch, whole, mixed, vectors)
 
 
 @contextmanager
-def plain(lm: LanguageModel, case: Case) -> Iterator[Run]:
+def plain(lm: LanguageModel, case: Case, _report: Report) -> Iterator[Run]:
     """One forward hook and one `model.generate` per condition."""
 
     @contextmanager
@@ -64,15 +108,15 @@ def plain(lm: LanguageModel, case: Case) -> Iterator[Run]:
 
 
 @contextmanager
-def continuous(lm: LanguageModel, case: Case) -> Iterator[Run]:
-    """transformers' continuous batching of the same prompts, unsteered: it has no place for a condition of a row.
+def continuous(lm: LanguageModel, case: Case, report: Report) -> Iterator[Run]:
+    """Continuous batching by transformers, of the same prompts but unsteered: it has no place for a condition of a row.
 
     One manager serves all runs; its cache holds a quarter more than the batch needs, because it stops taking in at 85 %. It
-    turns to flash attention where that is installed, which `notes` tells. RuntimeError with its own words where a row fails.
+    turns to flash attention where that is installed, which `report` is told. RuntimeError with its own words where a row fails.
     """
     longest = len(case.mixed.prompts[0].tokens) + case.mixed.new_tokens
     settings = ContinuousBatchingConfig(
-        num_blocks=-(-5 * case.batch * -(-longest // _PAGE) // 4) + 1,
+        num_blocks=math.ceil(1.25 * case.batch * math.ceil(longest / _PAGE)) + 1,
         max_batch_tokens=min(_MOST_BATCH_TOKENS, case.batch * longest),
         max_requests_per_batch=case.batch,
     )
@@ -88,7 +132,7 @@ def continuous(lm: LanguageModel, case: Case) -> Iterator[Run]:
 
     try:
         with lm.model.continuous_batching_context_manager(how, continuous_batching_config=settings) as manager:
-            case.notes.append(f"attention: {lm.model.config._attn_implementation}")
+            report(f"attention: {lm.model.config._attn_implementation}")
             yield run
     finally:  # its own restoring does not happen where it fails while it is being made
         if lm.model.config._attn_implementation != attention:
@@ -96,21 +140,23 @@ def continuous(lm: LanguageModel, case: Case) -> Iterator[Run]:
 
 
 @contextmanager
-def ours(lm: LanguageModel, case: Case) -> Iterator[Run]:
+def ours(lm: LanguageModel, case: Case, report: Report) -> Iterator[Run]:
     """One queue of all rows of all conditions."""
-    yield _engine_run(lm, case, TransformersEngine(lm, batch_size=case.batch, report=case.notes.append))
+    yield _engine_run(case, TransformersEngine(lm, batch_size=case.batch, report=report))
 
 
 @contextmanager
-def captured_graphs(lm: LanguageModel, case: Case) -> Iterator[Run]:
+def captured_graphs(lm: LanguageModel, case: Case, report: Report) -> Iterator[Run]:
     """As `ours`, with decode steps that are captured as CUDA graphs."""
-    yield _engine_run(lm, case, TransformersEngine(lm, batch_size=case.batch, report=case.notes.append, graphs=True))
+    yield _engine_run(case, TransformersEngine(lm, batch_size=case.batch, report=report, graphs=True))
 
 
-def _engine_run(lm: LanguageModel, case: Case, engine: TransformersEngine) -> Run:
+def _engine_run(case: Case, engine: TransformersEngine) -> Run:
     edits = {
         one.name: (
-            edit(case.vectors[one.layer], layer=one.layer, operator="add", dose=one.dose, positions=case.mixed.positions),
+            edit(
+                case.vectors[one.layer], layer=one.layer, operator="add", dose=one.dose, positions=case.mixed.positions
+            ),
         )
         for one in case.mixed.conditions
     }
@@ -121,7 +167,9 @@ def _engine_run(lm: LanguageModel, case: Case, engine: TransformersEngine) -> Ru
             for condition in case.mixed.conditions
             for prompt in case.mixed.prompts
         ]
-        return {one.key: Answer(one.tokens, one.finished) for one in engine.generate(rows) if isinstance(one, Generated)}
+        return {
+            one.key: Answer(one.tokens, one.finished) for one in engine.generate(rows) if isinstance(one, Generated)
+        }
 
     return run
 

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crystallized_safety.interventions import Edit, edit_stream
+from crystallized_safety.interventions import Coefficients, Edit, edit_stream
 from crystallized_safety.records import Positions
 
-__all__ = ["BatchEdits", "batch_edits", "captured", "edited", "mask_by_kind", "recorded", "resumed"]
+__all__ = ["BatchEdits", "batch_edits", "captured", "edited", "mask_by_kind", "recorded", "resumed", "with_idle_edits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,18 @@ def batch_edits(rows: Sequence[Sequence[Edit]], *, dtype: torch.dtype, device: t
             stages[stage].append((row, one))
     wide = torch.promote_types(dtype, torch.float32)
     return {layer: tuple(_stack(stage, wide, device) for stage in stages) for layer, stages in staged.items()}
+
+
+def with_idle_edits(rows: Sequence[Sequence[Edit]], most: Mapping[int, int], d_model: int) -> list[tuple[Edit, ...]]:
+    """Every row with edits that do nothing, up to `most` a layer, so that all batches have edits of one shape."""
+    nothing = {layer: Edit(layer, torch.zeros(d_model), Coefficients(0.0, 0.0), "all") for layer in most}
+    return [
+        (
+            *edits,
+            *(nothing[layer] for layer, n in most.items() for _ in range(n - sum(one.layer == layer for one in edits))),
+        )
+        for edits in rows
+    ]
 
 
 def _stack(stage: Sequence[tuple[int, Edit]], dtype: torch.dtype, device: torch.device | str) -> _Stage:

@@ -5,6 +5,7 @@
     queue         the rows that wait, and what was read of their prompts
     reading       prompts, each part of them read as seldom as can be
     batch         the rows that are decoded together
+    steps         one step as a function of tensors, run or replayed
     flights       how one row goes on from token to token
     memory        how many rows fit
 

@@ -4,9 +4,9 @@ Rows may enter and leave at any step; nobody else is moved but the last rows, in
 does not know: which rows wait, how prompts were read.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,20 +14,19 @@ from torch import Tensor
 
 from crystallized_safety.engines.flights import Ended, Flight, follow
 from crystallized_safety.engines.rows import Row, ScoreRow, Settled
+from crystallized_safety.engines.steps import Capture, Captured, Step, StepInputs, padded_rows, run_step
 from crystallized_safety.models import (
+    FixedShape,
     KeysValues,
     LanguageModel,
     RowCache,
-    attending,
     knows_shared_attention,
-    logits_into,
-    masks_in_full,
     n_logits,
     plan_step,
 )
-from crystallized_safety.residual import BatchEdits, batch_edits, edited, mask_by_kind
+from crystallized_safety.residual import BatchEdits, batch_edits, mask_by_kind, with_idle_edits
 
-__all__ = ["Arrival", "Batch"]
+__all__ = ["Arrival", "Batch", "BatchPlan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +42,33 @@ class Arrival:
     logits: Float[Tensor, " vocabulary"] | None
 
 
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a batch has room for: rows, and own tokens of each.
+
+    With `capture`, steps have few shapes and are replayed; `edited` then says how many edits a row has at most, by layer.
+    """
+
+    n_slots: int
+    width: int
+    shared_attention: bool
+    capture: Capture | None
+    edited: Mapping[int, int]
+
+
 class Batch:
     """A batch in flight. `advance` reads one token of every row; rows that end leave."""
 
-    def __init__(
-        self, lm: LanguageModel, *, n_slots: int, width: int, shared_attention: bool, settled: Settled | None
-    ) -> None:
-        self._lm, self.n_slots = lm, n_slots
-        self._shared = shared_attention and knows_shared_attention(lm.model)
-        self._cache = RowCache(n_layers=lm.n_layers, n_slots=n_slots, width=width, whole=not self._shared)
+    def __init__(self, lm: LanguageModel, plan: BatchPlan, *, settled: Settled | None) -> None:
+        self._lm, self.plan, self._settled = lm, plan, settled
+        whole = not (plan.shared_attention and knows_shared_attention(lm.model))
+        self._cache = RowCache(n_layers=lm.n_layers, n_slots=plan.n_slots, width=plan.width, whole=whole)
         self._flights: list[Flight] = []
         self._prefixes: dict[object, int] = {}
         self._edits: BatchEdits | None = None
-        self._settled = settled
-        self._logits = torch.empty(n_slots, n_logits(lm), dtype=lm.dtype, device=lm.device)
+        logits = torch.empty(plan.n_slots, n_logits(lm), dtype=lm.dtype, device=lm.device)
+        step: Step = partial(run_step, lm, self._cache, logits)
+        self._step = step if plan.capture is None else Captured(step, self._cache, plan.capture)
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -69,7 +81,7 @@ class Batch:
     @property
     def room(self) -> int:
         """Slots that are neither in use nor spoken for."""
-        return self.n_slots - sum(len(one.open) if isinstance(one.row, ScoreRow) else 1 for one in self._flights)
+        return self.plan.n_slots - sum(len(one.open) if isinstance(one.row, ScoreRow) else 1 for one in self._flights)
 
     def enter(self, arrivals: Sequence[Arrival]) -> list[Ended]:
         """Take rows in; those that end with their first token come back."""
@@ -88,36 +100,35 @@ class Batch:
 
     def advance(self) -> list[Ended]:
         """Read the pending token of every row and choose the next one; the rows that end with it come back."""
-        logits = self._step()
+        logits = self._step(self._inputs())[: len(self._flights)]
         self._flights = [replace(one, column=one.column + 1) for one in self._flights]
         return self._go_on(range(len(self._flights)), logits)
 
-    def _step(self) -> Float[Tensor, "row vocabulary"]:
-        lm, flights = self._lm, self._flights
-        self._cache.plan = plan_step(
-            prefixes=[self._prefixes.get(one.prefix, 0) for one in flights],
-            lengths=[one.n_prefix for one in flights],
-            columns=[one.column for one in flights],
-            device=lm.device,
+    def _inputs(self) -> StepInputs:
+        lm, flights, plan, device = self._lm, self._flights, self.plan, self._lm.device
+        fixed = None
+        if plan.capture is not None:
+            fixed = FixedShape(padded_rows(len(flights), plan.n_slots), plan.width, self._cache.prefix_width)
+        idle = fixed.n_rows - len(flights) if fixed else 0
+        if self._edits is None or fixed:
+            edits = [*(one.row.edits for one in flights), *[()] * idle]
+            edits = with_idle_edits(edits, plan.edited, lm.d_model) if fixed else edits
+            self._edits = batch_edits(edits, dtype=lm.dtype, device=device)
+        every = torch.ones(len(flights) + idle, 1, dtype=torch.bool, device=device)
+        new = torch.tensor([*([bool(one.new)] for one in flights), *[[False]] * idle], device=device)
+        return StepInputs(
+            ids=torch.tensor([*([one.pending] for one in flights), *[[0]] * idle], device=device),
+            positions=torch.tensor([*([one.position] for one in flights), *[[0]] * idle], device=device),
+            plan=plan_step(
+                prefixes=[self._prefixes.get(one.prefix, 0) for one in flights],
+                lengths=[one.n_prefix for one in flights],
+                columns=[one.column for one in flights],
+                device=device,
+                fixed=fixed,
+            ),
+            edits=self._edits,
+            applies=mask_by_kind(every=every, answering=every, new=new),
         )
-        if self._edits is None:
-            self._edits = batch_edits([one.row.edits for one in flights], dtype=lm.dtype, device=lm.device)
-        every = torch.ones(len(flights), 1, dtype=torch.bool, device=lm.device)
-        new = torch.tensor([[bool(one.new)] for one in flights], device=lm.device)
-        with (
-            edited(lm.blocks, self._edits, mask_by_kind(every=every, answering=every, new=new)),
-            attending(lm.model, self._cache) if self._shared else nullcontext(),
-            logits_into(lm, self._logits),
-        ):
-            output = lm.model(
-                input_ids=torch.tensor([[one.pending] for one in flights], device=lm.device),
-                position_ids=torch.tensor([[one.position] for one in flights], device=lm.device),
-                attention_mask=None if self._shared else masks_in_full(lm.model, self._cache.plan),
-                past_key_values=self._cache,
-                use_cache=True,
-            )
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
     def _go_on(self, which: Sequence[int], logits: Float[Tensor, "row vocabulary"]) -> list[Ended]:
         """Choose the next tokens of some flights and give every path that goes on its slot."""

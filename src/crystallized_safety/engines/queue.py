@@ -87,6 +87,12 @@ class Queue:
         return n_paths(self._waiting[0])
 
     @property
+    def edited(self) -> dict[int, int]:
+        """How many edits a row has at most, by layer."""
+        counts = [Counter(one.layer for one in edits) for edits in {row.edits for row in self._waiting}]
+        return {layer: max(count[layer] for count in counts) for layer in sorted({one for c in counts for one in c})}
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of the keys and values of one token in all layers; reads the first prompt."""
         self._read_prompts([self._waiting[0]])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from crystallized_safety.models.attention import attending, knows_shared_attention
     from crystallized_safety.models.cache import (
+        FixedShape,
         KeysValues,
         RowCache,
         StepPlan,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from crystallized_safety.models.sources import Served, cache_folder, serve, silent
 
 __all__ = [
+    "FixedShape",
     "KeysValues",
     "LanguageModel",
     "ModelEntry",
@@ -81,7 +83,8 @@ _HOME = {
     "attending": "attention",
     "knows_shared_attention": "attention",
     **dict.fromkeys(
-        ("KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"), "cache"
+        ("FixedShape", "KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"),
+        "cache",
     ),
     "ModelEntry": "registry",
     "resolve": "registry",

@@ -6,7 +6,7 @@ which rows share a prefix and why.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-__all__ = ["KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"]
+__all__ = ["FixedShape", "KeysValues", "RowCache", "StepPlan", "keys_values", "masks_in_full", "past", "plan_step"]
 
 KeysValues = tuple[Float[Tensor, "... _head _position _d_head"], Float[Tensor, "... _head _position _d_head"]]
 """Keys and values of one layer."""
@@ -55,6 +55,10 @@ class StepPlan:
     places: Int[Tensor, " row"]
     _biases: dict[tuple[int | None, torch.device, torch.dtype], Tensor] = field(default_factory=dict)
 
+    def afresh(self) -> "StepPlan":
+        """The same plan with nothing derived from it yet."""
+        return replace(self, _biases={})
+
     def bias(self, window: int | None, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "row 1 1 position"]:
         """Zero where a row attends, −∞ elsewhere: prefix positions, then own ones; a sliding window sees the last `window`."""
         key = (window, device, dtype)
@@ -72,18 +76,34 @@ class StepPlan:
         return self._biases[key]
 
 
+@dataclass(frozen=True)
+class FixedShape:
+    """Sizes that a plan is padded to, so that steps of many batches look alike: rows, own and prefix positions."""
+
+    n_rows: int
+    own_width: int
+    prefix_width: int
+
+
 def plan_step(
-    *, prefixes: Sequence[int], lengths: Sequence[int], columns: Sequence[int], device: torch.device
+    *,
+    prefixes: Sequence[int],
+    lengths: Sequence[int],
+    columns: Sequence[int],
+    device: torch.device,
+    fixed: FixedShape | None = None,
 ) -> StepPlan:
     """Plan a step of the rows in slots 0, 1, …: `prefixes` names each row's prefix, of which it sees `lengths` positions.
 
-    Prefixes that hold many rows are split, so that chunks are about equally full.
+    Prefixes that hold many rows are split, so that chunks are about equally full. With a `fixed` shape, rows that do nothing
+    and chunks that nobody reads are added.
     """
+    n_rows = fixed.n_rows if fixed else len(columns)
+    idle = n_rows - len(columns)
     groups: dict[int, list[int]] = {}
-    for row, prefix in enumerate(prefixes):
+    for row, prefix in enumerate([*prefixes, *[prefixes[0]] * idle]):
         groups.setdefault(prefix, []).append(row)
-    n_rows, largest = len(columns), max(map(len, groups.values()))
-    size = largest if largest * len(groups) <= 2 * n_rows else -(-n_rows // len(groups))
+    size = _chunk_size(n_rows, len(groups), max(map(len, groups.values())), fixed=fixed is not None)
     chunked = [
         (prefix, rows[start : start + size])
         for prefix, rows in sorted(groups.items())
@@ -93,20 +113,35 @@ def plan_step(
     for chunk, (_, rows) in enumerate(chunked):
         for member, row in enumerate(rows):
             places[row] = chunk * size + member
+    if fixed:
+        chunked += [chunked[0]] * (_power_of_two(len(chunked)) - len(chunked))
     named = [prefix for prefix, _ in chunked]
 
     def whole(numbers: object) -> Tensor:
         return torch.tensor(numbers, device=device, dtype=torch.long)
 
     return StepPlan(
-        columns=whole(columns),
-        prefixes=whole(lengths),
-        own_width=max(columns) + 1,
-        prefix_width=max(lengths),
-        chunks=None if named == list(range(len(named))) else whole(named),
+        columns=whole([*columns, *[0] * idle]),
+        prefixes=whole([*lengths, *[0] * idle]),
+        own_width=fixed.own_width if fixed else max(columns) + 1,
+        prefix_width=fixed.prefix_width if fixed else max(lengths),
+        chunks=None if not fixed and named == list(range(len(named))) else whole(named),
         members=whole([rows + [rows[0]] * (size - len(rows)) for _, rows in chunked]),
         places=whole(places),
     )
+
+
+def _chunk_size(n_rows: int, n_groups: int, largest: int, *, fixed: bool) -> int:
+    """Rows in a chunk: those of the largest group, unless that leaves most chunks half empty."""
+    even = -(-n_rows // n_groups)
+    if fixed:
+        return _power_of_two(even)
+    return largest if largest * n_groups <= 2 * n_rows else even
+
+
+def _power_of_two(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 def masks_in_full(model: PreTrainedModel, plan: StepPlan) -> Tensor | dict[str, Tensor]:
@@ -133,7 +168,9 @@ class RowCache(Cache):
 
     def __init__(self, *, n_layers: int, n_slots: int, width: int, whole: bool) -> None:
         super().__init__(layers=[])
-        self._whole = whole
+        self.whole = whole
+        self.version = 0
+        """Changes whenever memory moves: views of it that were taken before are stale."""
         self._n_slots, self._width = n_slots, width
         self._own: list[KeysValues | None] = [None] * n_layers
         self._prefix: list[KeysValues | None] = [None] * n_layers
@@ -150,7 +187,12 @@ class RowCache(Cache):
             self._allocated(layer_idx, (key_states, value_states)), (key_states, value_states), strict=True
         ):
             held[rows, :, columns] = new[:, :, 0]
-        return self._in_full(layer_idx, len(rows)) if self._whole else (key_states, value_states)
+        return self._in_full(layer_idx, len(rows)) if self.whole else (key_states, value_states)
+
+    @property
+    def prefix_width(self) -> int:
+        """Positions that the longest stored prefix has room for."""
+        return max((held[0].shape[2] for held in self._prefix if held is not None), default=0)
 
     def own(self, layer: int, n_rows: int) -> KeysValues:
         """Keys and values of the first rows' own tokens, as wide as the plan needs; views."""
@@ -179,6 +221,7 @@ class RowCache(Cache):
             held = self._prefix[layer]
             n_kept, width = (0, 0) if held is None else (held[0].shape[0], held[0].shape[2])
             if held is None or index >= n_kept or new[0].shape[1] > width:
+                self.version += 1
                 held = _grown(held, (new[0], new[1]), n_kept if index < n_kept else max(index + 1, 2 * n_kept))
                 self._prefix[layer] = held
             for kept, came in zip(held, new, strict=True):
@@ -211,6 +254,7 @@ class RowCache(Cache):
         if held is None:
             keys, values = (one.new_zeros(self._n_slots, one.shape[-3], self._width, one.shape[-1]) for one in like)
             held = self._own[layer] = keys, values
+            self.version += 1
         return held
 
     @staticmethod
