@@ -30,7 +30,7 @@ format: .venv/dev
 ci: check test
 
 bench: .venv/run
-	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python -m benchmarks.sweep --short
 
 docs: .venv/dev
 	$(BIN)/cog -r docs/cli.md

@@ -18,7 +18,7 @@ from crystallized_safety.vectors import SteeringVector, load_vector, save_vector
 
 MODEL = "smollm2-135m"
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "extract", "steer", "sweep", "judge", "report", "models")
+COMMANDS = ("run", "extract", "steer", "sweep", "screen", "judge", "report", "models")
 PRESET = {
     "extract_pairs": 4,
     "select_pairs": 4,
@@ -133,6 +133,7 @@ def test_the_installed_program_is_this_one():
 
 RUN = ["run", MODEL, "--output", "new"]
 SWEEP = ["sweep", MODEL, "--preset", "tiny.yaml", "--output", "new"]
+SCREEN = ["screen", MODEL, "--preset", "tiny.yaml", "--output", "new"]
 STEER = ["steer", MODEL, "Hello", "--layer", "15", "--max-new-tokens", "4"]
 EXTRACT = ["extract", MODEL, "--output", "new.safetensors"]
 MISTAKES = {
@@ -173,6 +174,13 @@ MISTAKES = {
     ),
     "doses of zero": ([*SWEEP, "--kappas", "0", "0.0"], ["--kappas"]),
     "doses that are no number": ([*SWEEP, "--kappas", "nan"], ["nan"]),
+    "layer too high to screen": ([*SCREEN, "--layers", "3", "30"], ["0 to 29", "30"]),
+    "position that is not read for a screen": ([*SCREEN, "--position", "-3"], ["-1", "-3"]),
+    "no dose to screen": ([*SCREEN, "--kappas", "0"], ["--kappas"]),
+    "screen in the folder of another run": (
+        ["screen", MODEL, "--preset", "tiny.yaml", "--output", "other-run"],
+        ["decoding: None there, 'teacher-forced' now"],
+    ),
     "no vector file": ([*STEER, "--vector", "nowhere.safetensors"], ["nowhere.safetensors"]),
     "vector too narrow": ([*STEER, "--vector", "narrow.safetensors"], ["576", "10"]),
     "vector of another layer": ([*STEER, "--vector", "elsewhere.safetensors"], ["15", "3"]),

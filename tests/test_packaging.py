@@ -38,6 +38,7 @@ def test_the_wheel_holds_the_library_its_data_and_nothing_else(wheel: Path):
     assert roots == {"crystallized_safety", f"crystallized_safety-{wheel.name.split('-')[1]}.dist-info"}
     for path in (
         "configs/models.yaml",
+        "configs/openers.yaml",
         "configs/protocol.yaml",
         "configs/sweeps/quick.yaml",
         "data/prompts/pairs.jsonl",

@@ -13,6 +13,7 @@ from crystallized_safety.statistics import (
     auroc,
     auroc_interval,
     auroc_intervals,
+    mean_intervals,
     minimum_detectable_effect,
     p_from_nulls,
     paired_effect,
@@ -249,3 +250,46 @@ def test_p_from_nulls_counts_ties_and_adds_one():
     for effect, nulls in ((float("nan"), [0.1]), (0.1, [float("nan")])):
         with pytest.raises(ValueError, match="NaN"):
             p_from_nulls(effect, nulls)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_repeated_prompts():
+    """Clusters of unequal size: a resample is the mean of all prompts of the drawn clusters, not of cluster means."""
+    values = np.random.default_rng(4).normal(size=(2, 9)) * [[1.0], [30.0]]
+    clusters = ["a", "b", "a", "c", "d", "a", "d", "e", "f"]
+    found = mean_intervals(values, clusters, seed=5, n_boot=400)
+    counts = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), size=400)
+    order = list(dict.fromkeys(clusters))
+    for row, interval in zip(values, found, strict=True):
+        draws = [
+            np.concatenate(
+                [row[[one == name for one in clusters]] for name, n in zip(order, drawn, strict=True) for _ in range(n)]
+            ).mean()
+            for drawn in counts
+        ]
+        assert interval.value == pytest.approx(row.mean())
+        assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+
+
+def test_the_interval_of_a_mean_covers_it():
+    """Sixteen clusters of two alike prompts. What the docstring admits, √(1 − 1/16), makes 95 % into about 93.5 %."""
+    generator = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(16), 2)
+    hits = 0
+    for trial in range(400):
+        values = generator.normal(size=16)[clusters] + 0.3 * generator.normal(size=32)
+        [interval] = mean_intervals([values], list(clusters), seed=trial, n_boot=400)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.90 <= hits / 400 <= 0.96
+
+
+def test_a_mean_of_one_cluster_has_no_interval_and_of_nothing_is_an_error():
+    [one] = mean_intervals([[1.0, 3.0]], ["a", "a"], seed=0)
+    assert (one.value, math.isnan(one.low), math.isnan(one.high)) == (2.0, True, True)
+    for values, clusters in (
+        ([[]], []),
+        ([[1.0, math.nan]], ["a", "b"]),
+        ([1.0, 2.0], ["a", "b"]),
+        ([[1.0]], ["a", "b"]),
+    ):
+        with pytest.raises(ValueError, match="but got"):
+            mean_intervals(values, clusters, seed=0)

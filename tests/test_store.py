@@ -18,6 +18,7 @@ from crystallized_safety.records import (
     Effect,
     Judgement,
     LayerAuroc,
+    OpenerScores,
     Rate,
     Readability,
     Summary,
@@ -127,6 +128,25 @@ def test_a_line_cut_anywhere_is_dropped_and_never_glued(tmp_path: Path):
         folder.append("cell", next_row)
         assert folder.recover("cell") == (*kept, next_row), f"cut after {cut} bytes"
     assert list(files(tmp_path)) == ["cells/cell.partial.jsonl"]
+
+
+def test_scores_come_back_as_they_were_and_a_cut_row_is_dropped(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    assert folder.scores() == ()
+    rows = [
+        OpenerScores("a", BASELINE, ((-0.1, -1 / 3), (-1e-17,))),
+        OpenerScores("a", completion("a").condition, ((None, -700.25), (-3.4028234663852886e38,))),
+    ]
+    for row in rows:
+        folder.score(row)
+    assert folder.scores() == tuple(rows), "every bit of every number"
+    path = tmp_path / "scores.jsonl"
+    whole = path.read_bytes()
+    for cut in (1, 5, len(whole.split(b"\n")[1])):
+        path.write_bytes(whole[:-cut])
+        assert folder.scores() == (tuple(rows) if cut == 1 else (rows[0],))
+        folder.score(rows[1])
+        assert folder.scores()[-1] == rows[1], "and never glued"
 
 
 def test_a_damaged_finished_cell_is_an_error_with_its_line(tmp_path: Path):

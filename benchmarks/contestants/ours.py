@@ -4,7 +4,6 @@ What this module does not know: how the engine arranges the rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from inspect import signature
 from pathlib import Path
 
 from torch import Tensor
@@ -14,16 +13,9 @@ from benchmarks.work import Answer, Answers, Work, key
 from crystallized_safety.engines import Generated, Row, TransformersEngine
 from crystallized_safety.interventions import Edit, edit
 from crystallized_safety.models import load as load_model
+from crystallized_safety.sweep import settled_by_matcher
 
-__all__ = ["NotThereError", "load", "load_deciding_early"]
-
-
-_SETTLED: Callable[[str, tuple[int, ...]], bool] | None = None
-"""Fill in here, the one place that knows early decision: row key and new tokens so far → whether its label stands."""
-
-
-class NotThereError(Exception):
-    """Early decision cannot be had."""
+__all__ = ["load", "load_deciding_early"]
 
 
 def load(folder: Path, work: Work) -> Callable[[Work, int | None], Answers]:
@@ -33,11 +25,10 @@ def load(folder: Path, work: Work) -> Callable[[Work, int | None], Answers]:
 
 
 def load_deciding_early(folder: Path, work: Work) -> Callable[[Work, int | None], Answers]:
-    """As `load`, but a row ends as soon as `_SETTLED` says that the rest cannot change its label."""
-    if "settled" not in signature(TransformersEngine.generate).parameters or _SETTLED is None:
-        raise NotThereError("the engine has no parameter 'settled', or this benchmark no rule for it")
+    """As `load`, but a row ends where the matcher's label can no longer change."""
     lm, vectors = load_model(work.model, dtype="float32", device="cpu"), read_vectors(folder)
-    return lambda part, _size: _answers(TransformersEngine(lm).generate(_rows(part, vectors), settled=_SETTLED))
+    settled = settled_by_matcher(lm)
+    return lambda part, _size: _answers(TransformersEngine(lm).generate(_rows(part, vectors), settled))
 
 
 def _rows(work: Work, vectors: Mapping[int, Tensor]) -> Iterator[Row]:

@@ -1,6 +1,6 @@
-"""Where the packaged data lies, what a study is asked to do, and the constants its verdict rests on.
+"""Where the packaged data lies, what a study is asked to do, the constants its verdict rests on, the openers of a screen.
 
-The registry of models, the presets, the protocol and the prompts have one source each, in the clone; the wheel carries
+The registry of models, the presets, the protocol, the openers and the prompts have one source each, in the clone; the wheel carries
 copies under `resources/`. What this module does not know: models, the meaning of prompts, statistics.
 """
 
@@ -10,18 +10,29 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from crystallized_safety.errors import InputError
 from crystallized_safety.records import Positions
 
-__all__ = ["Preset", "Protocol", "load_preset", "load_protocol", "preset_names", "protocol_sha256", "resource"]
+__all__ = [
+    "Openers",
+    "Preset",
+    "Protocol",
+    "load_openers",
+    "load_preset",
+    "load_protocol",
+    "preset_names",
+    "protocol_sha256",
+    "resource",
+]
 
 _PACKAGE = Path(__file__).parent
 _Model = TypeVar("_Model", bound=BaseModel)
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=2)]
 _Kappa = Annotated[float, Field(gt=0, le=64)]
+_Opener = Annotated[str, Field(pattern=r"^\S(.*\S)?$")]
 
 
 class Preset(BaseModel):
@@ -68,6 +79,27 @@ class Protocol(BaseModel):
     parsimony: _Share
 
 
+class Openers(BaseModel):
+    """How answers begin that refuse, and how answers begin that comply; none empty, none twice, no space at the ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    refusal: tuple[_Opener, ...] = Field(min_length=6)
+    compliance: tuple[_Opener, ...] = Field(min_length=6)
+
+    @field_validator("refusal", "compliance")
+    @classmethod
+    def _once(cls, openers: tuple[str, ...], before: ValidationInfo) -> tuple[str, ...]:
+        every = (*before.data.get("refusal", ()), *openers)
+        if twice := [one for index, one in enumerate(every) if one in every[:index]]:
+            raise ValueError(f"{twice[0]!r} stands twice")
+        return openers
+
+    def sha256(self) -> str:
+        """SHA-256 of the openers in their order, whatever the comments beside them."""
+        return sha256(self.model_dump_json().encode()).hexdigest()
+
+
 def resource(*parts: str) -> Path:
     """Path of a packaged data file or folder, for example `resource("configs", "models.yaml")`.
 
@@ -101,6 +133,11 @@ def load_preset(name: str) -> Preset:
 def load_protocol() -> Protocol:
     """The packaged protocol."""
     return _load(resource("configs", "protocol.yaml"), Protocol)
+
+
+def load_openers(path: Path | None = None) -> Openers:
+    """The packaged openers, or those of a YAML file of the same form. Raises InputError for anything else."""
+    return _load(path or resource("configs", "openers.yaml"), Openers)
 
 
 def protocol_sha256() -> str:

@@ -14,15 +14,18 @@ __all__ = [
     "Condition",
     "DosePoint",
     "Effect",
+    "Interval",
     "Judgement",
     "Label",
     "LayerAuroc",
+    "OpenerScores",
     "Operator",
     "Positions",
     "Prompt",
     "PromptLabel",
     "Rate",
     "Readability",
+    "ScreenPoint",
     "Side",
     "Split",
     "Summary",
@@ -95,6 +98,25 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class OpenerScores:
+    """How likely each opener was after one prompt under one condition; no text was generated."""
+
+    prompt_id: str
+    condition: Condition
+    logprobs: tuple[tuple[float | None, ...], ...]
+    """Natural log-probability of each token of each opener, refusal openers first; None where the model gave no finite one."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and its two-sided 95 % interval; (nan, nan) where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Rate:
     """`count` of `n` scored rows; `unscored` rows are outside n. [low, high] is a 95 % interval; (nan, nan) if n = 0."""
 
@@ -154,6 +176,30 @@ class DosePoint:
     rate: Rate
     """Rate of `outcome`."""
     coherent: bool
+
+
+@dataclass(frozen=True)
+class ScreenPoint:
+    """Mean log-odds of refusal of one prompt class under one condition, in nats, before any token is generated.
+
+    Over the `n` prompts that are scored here and without steering; `unscored` are the others. κ = 0 is no steering.
+    """
+
+    layer: int
+    kappa: float
+    delta: float
+    position: int
+    prompt_label: PromptLabel
+    n: int
+    unscored: int
+    next_token: Interval
+    """Λ₁: log-odds that the first token is one with which refusals begin."""
+    prefix: Interval
+    """Λ₂: refusal openers against compliance openers, per token."""
+    next_token_shift: Interval
+    """Λ₁ minus that of the same prompts at κ = 0."""
+    prefix_shift: Interval
+    """Λ₂ minus that of the same prompts at κ = 0."""
 
 
 @dataclass(frozen=True)

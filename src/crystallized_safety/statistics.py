@@ -1,4 +1,4 @@
-"""Rates, AUROC, paired effects and power, each with the interval that it must never appear without.
+"""Rates, means, AUROC, paired effects and power, each with the interval that it must never appear without.
 
 Every interval is two-sided at 95 %. Prompts are not independent, clusters are: every bootstrap here draws whole clusters
 with replacement from an explicit seed. What this module does not know: what was measured, on which model, and what a
@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from crystallized_safety.records import Rate
+from crystallized_safety.records import Interval, Rate
 
 __all__ = [
     "Interval",
@@ -25,6 +25,7 @@ __all__ = [
     "auroc_gain",
     "auroc_interval",
     "auroc_intervals",
+    "mean_intervals",
     "minimum_detectable_effect",
     "p_from_nulls",
     "paired_effect",
@@ -38,15 +39,6 @@ _Z_POWER = float(norm.ppf(0.80))
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A number and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -159,6 +151,25 @@ def paired_effect(
         low, high = min(low, exact_low), max(high, exact_high)
     p_mcnemar = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
     return PairedEffect(float(difference.mean()), float(low), float(high), gained, lost, p_mcnemar)
+
+
+def mean_intervals(
+    values: ArrayLike, clusters: Sequence[object], *, seed: int, n_boot: int = 2000
+) -> tuple[Interval, ...]:
+    """Mean of each quantity with the 95 % percentile interval of a bootstrap over clusters, the same for all quantities.
+
+    `values` [n_quantities, n_prompts] float, `clusters` [n_prompts] hashable names. From n clusters of one size the interval
+    is too narrow by about √(1 − 1/n); one cluster has none, (nan, nan). ValueError on NaN, no prompts, or lengths that differ.
+    """
+    held = np.asarray(values, dtype=np.float64)
+    if held.ndim != 2 or held.size == 0 or not np.isfinite(held).all():
+        raise ValueError(f"Means need finite values, a row a quantity, but got shape {held.shape}, or NaN or infinity.")
+    index, n_clusters = _cluster_index(clusters, held.shape[1])
+    counts = _cluster_counts(n_clusters, seed=seed, n_boot=n_boot)
+    sums = np.array([np.bincount(index, weights=row) for row in held])
+    draws = (sums @ counts.T) / (counts @ np.bincount(index))
+    bounds = np.quantile(draws, [_TAIL, 1 - _TAIL], axis=1) if n_clusters > 1 else np.full((2, len(held)), np.nan)
+    return tuple(map(Interval, held.mean(axis=1).tolist(), *bounds.tolist()))
 
 
 def minimum_detectable_effect(n: float, discordance: float) -> float:

@@ -4,6 +4,7 @@
     RUN/recording.safetensors             what the recording pass left: directions, projections
     RUN/cells/ID.jsonl                    completions of one cell; ID.partial.jsonl while rows still come
     RUN/judgements/JUDGE/ID.jsonl         labels, line by line as in the cell
+    RUN/scores.jsonl                      log-probabilities of a screen, in the order in which they came
     RUN/summary.json, table.csv, figures/, report.html
 
 A finished file appears by rename. Rows of an unfinished cell are appended and flushed one by one, so that a killed process
@@ -21,12 +22,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from crystallized_safety.errors import RunError
-from crystallized_safety.records import Completion, Judgement, Summary
+from crystallized_safety.records import Completion, Judgement, OpenerScores, Summary
 
 __all__ = ["RunFolder", "open_run", "read_run", "write_whole"]
 
 _COMPLETION = TypeAdapter(Completion)
 _JUDGEMENT = TypeAdapter(Judgement)
+_SCORES = TypeAdapter(OpenerScores)
 _SUMMARY = TypeAdapter(Summary)
 _CHANGES_FREELY = frozenset({"started"})
 
@@ -71,24 +73,11 @@ class RunFolder:
 
     def recover(self, cell: str) -> tuple[Completion, ...]:
         """Rows that an unfinished cell already has; a line cut by a crash is dropped, from the file too."""
-        partial = self._partial(cell)
-        if not partial.exists():
-            return ()
-        rows = tuple(_lines(partial, _COMPLETION, torn=True))
-        write_whole(partial, "".join(map(_line, rows)))
-        return rows
+        return _recovered(self._partial(cell), _COMPLETION)
 
     def append(self, cell: str, completion: Completion) -> None:
         """Add one row to an unfinished cell; a killed process does not lose it, a power cut may."""
-        partial = self._partial(cell)
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("a", encoding="utf-8") as file:
-                file.write(_line(completion))
-        except OSError as error:
-            raise RunError(
-                f"'{partial}' must be written, but {error.strerror or error}. Make room and run again."
-            ) from error
+        _append(self._partial(cell), completion)
 
     def finish(self, cell: str, completions: Sequence[Completion]) -> None:
         """Write a complete cell, in the order given, and drop its partial file."""
@@ -103,6 +92,14 @@ class RunFolder:
     def judge(self, cell: str, judge: str, judgements: Iterable[Judgement]) -> None:
         """Write the judgements of a cell."""
         write_whole(self._judgements(cell, judge), "".join(map(_line, judgements)))
+
+    def scores(self) -> tuple[OpenerScores, ...]:
+        """Rows that a screen already has; a line cut by a crash is dropped, from the file too."""
+        return _recovered(self.path / "scores.jsonl", _SCORES)
+
+    def score(self, scores: OpenerScores) -> None:
+        """Add one row of a screen; a killed process does not lose it, a power cut may."""
+        _append(self.path / "scores.jsonl", scores)
 
     def write_summary(self, summary: Summary) -> None:
         """Write summary.json."""
@@ -132,6 +129,26 @@ class RunFolder:
         return self.path / "judgements" / judge / f"{cell}.jsonl"
 
 
+def _recovered(path: Path, kind: TypeAdapter[Any]) -> tuple[Any, ...]:
+    """Whole records of a file that rows were appended to; what else it holds is dropped."""
+    if not path.exists():
+        return ()
+    rows = tuple(_lines(path, kind, torn=True))
+    whole = "".join(map(_line, rows)).encode()
+    if path.read_bytes() != whole:
+        write_whole(path, whole)
+    return rows
+
+
+def _append(path: Path, one: Completion | OpenerScores) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(one))
+    except OSError as error:
+        raise RunError(f"'{path}' must be written, but {error.strerror or error}. Make room and run again.") from error
+
+
 def _lines(path: Path, kind: TypeAdapter[Any], *, torn: bool = False) -> Iterator[Any]:
     """One record a line. With `torn`, a line that is not one was cut by a crash and is left out."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -144,7 +161,7 @@ def _lines(path: Path, kind: TypeAdapter[Any], *, torn: bool = False) -> Iterato
                 ) from error
 
 
-def _line(one: Completion | Judgement) -> str:
+def _line(one: Completion | Judgement | OpenerScores) -> str:
     return json.dumps(asdict(one), ensure_ascii=False) + "\n"
 
 

@@ -17,7 +17,7 @@ from crystallized_safety.records import BASELINE, Completion, Condition, Judgeme
 from crystallized_safety.store import RunFolder
 from crystallized_safety.vectors import SteeringVector
 
-__all__ = ["Cell", "FinishedCell", "cell", "missing_rows", "run"]
+__all__ = ["Cell", "FinishedCell", "cell", "edits_under", "missing_rows", "run", "settled_by_matcher"]
 
 JUDGE = "matcher"
 
@@ -82,7 +82,7 @@ def run(
         _finish(folder, waiting.pop(name)) for name in [name for name, cell in waiting.items() if cell.complete]
     )
     rows = [row for cell in waiting.values() for row in _rows(lm, cell, vectors)]
-    for generated in engine.generate(rows, _settled(lm) if decide_early else None):
+    for generated in engine.generate(rows, settled_by_matcher(lm) if decide_early else None):
         assert isinstance(generated, Generated)  # noqa: S101 - no row asked for scores
         name, _, prompt_id = generated.key.partition("\n")
         on_row()
@@ -92,6 +92,21 @@ def run(
         cell.rows[prompt_id] = completion
         if cell.complete:
             yield _finish(folder, waiting.pop(name))
+
+
+def edits_under(condition: Condition, vectors: Mapping[str, SteeringVector]) -> tuple[Edit, ...]:
+    """What the engine does to the stream under a condition; nothing for the baseline."""
+    if condition == BASELINE:
+        return ()
+    return (
+        edit(
+            vectors[condition.vector].tensor,
+            layer=condition.layer,
+            operator=condition.operator,
+            dose=condition.dose,
+            positions=condition.positions,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -105,26 +120,14 @@ class _Waiting:
 
 
 def _rows(lm: LanguageModel, waiting: _Waiting, vectors: Mapping[str, SteeringVector]) -> Iterator[Row]:
-    condition = waiting.cell.condition
-    edits: tuple[Edit, ...] = ()
-    if condition != BASELINE:
-        tensor = vectors[condition.vector].tensor
-        edits = (
-            edit(
-                tensor,
-                layer=condition.layer,
-                operator=condition.operator,
-                dose=condition.dose,
-                positions=condition.positions,
-            ),
-        )
+    edits = edits_under(waiting.cell.condition, vectors)
     for prompt in waiting.cell.prompts:
         if prompt.id not in waiting.rows:
             key = f"{waiting.cell.name}\n{prompt.id}"
             yield Row(key, chat_tokens(lm, prompt.text), edits, waiting.cell.max_new_tokens)
 
 
-def _settled(lm: LanguageModel) -> Settled:
+def settled_by_matcher(lm: LanguageModel) -> Settled:
     """The matcher's rule on tokens, asked every eighth token: few answers settle, and text takes time to decode."""
     return lambda _key, new: len(new) % 8 == 0 and settled_for_matcher(decode(lm, new))
 

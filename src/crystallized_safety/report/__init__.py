@@ -9,12 +9,12 @@ from pathlib import Path
 
 from crystallized_safety.records import Summary
 from crystallized_safety.report.completions import LabelledCompletion
-from crystallized_safety.report.folder import dose_table, write_run_report
+from crystallized_safety.report.folder import dose_table, screen_table, write_run_report
 from crystallized_safety.report.page import render
 from crystallized_safety.report.published import reproduce
 from crystallized_safety.store import write_whole
 
-__all__ = ["LabelledCompletion", "dose_table", "reproduce", "write_report", "write_run_report"]
+__all__ = ["LabelledCompletion", "dose_table", "reproduce", "screen_table", "write_report", "write_run_report"]
 
 
 def write_report(summary: Summary, path: Path, completions: Sequence[LabelledCompletion] = ()) -> None:

@@ -15,12 +15,12 @@ from crystallized_safety.figures import (
     readability_figure,
     svg,
 )
-from crystallized_safety.records import Condition, DosePoint
+from crystallized_safety.records import Condition, DosePoint, ScreenPoint
 from crystallized_safety.report.completions import LabelledCompletion
 from crystallized_safety.report.page import render
 from crystallized_safety.store import RunFolder, write_whole
 
-__all__ = ["FIGURES", "dose_table", "write_run_report"]
+__all__ = ["FIGURES", "dose_table", "screen_table", "write_run_report"]
 
 FIGURES = {
     "readability": readability_figure,
@@ -65,6 +65,32 @@ def dose_table(points: Sequence[DosePoint]) -> pd.DataFrame:
             "degenerate": point.labels.get("degenerate", 0),
             "unscored": point.rate.unscored,
             "coherent": point.coherent,
+        }
+        for point in points
+    )
+
+
+def screen_table(points: Sequence[ScreenPoint]) -> pd.DataFrame:
+    """One line a point of a screen: Λ₁ and Λ₂ (`lambda1`, `lambda2`) and their shifts, in nats, each with its interval."""
+    return pd.DataFrame(
+        {
+            "prompts": point.prompt_label,
+            "layer": point.layer if point.kappa else "",
+            "position": point.position if point.kappa else "",
+            "kappa": point.kappa,
+            "delta": round(point.delta, 3),
+            "n": point.n,
+            "unscored": point.unscored,
+            **{
+                f"{name}{suffix}": round(number, 3)
+                for name, shown in (
+                    ("lambda1", point.next_token),
+                    ("shift1", point.next_token_shift),
+                    ("lambda2", point.prefix),
+                    ("shift2", point.prefix_shift),
+                )
+                for suffix, number in (("", shown.value), ("_low", shown.low), ("_high", shown.high))
+            },
         }
         for point in points
     )
