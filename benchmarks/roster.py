@@ -14,7 +14,7 @@ BASE = "batch"
 OURS = "ours"
 """Everybody's tokens are compared with this one's."""
 
-Group = Literal["one", "full", "peer"]
+Group = Literal["one", "base", "full", "peer"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ ROSTER = {
     one.name: one
     for one in (
         Contestant("one", "one prompt at a time, hook", "plain", "one", sizes=(1,)),
-        Contestant("batch", "well-made batch, hook", "plain", "full", sizes=_WHOLE),
+        Contestant("batch", "well-made batch, hook", "plain", "base", sizes=_WHOLE),
         Contestant(
             "batch-old",
             "well-made batch, hook",

@@ -68,6 +68,7 @@ def _asked(words: Sequence[str]) -> argparse.Namespace:
     add("--contestants", nargs="+", default=list(ROSTER), choices=list(ROSTER))
     add("--peer-python", nargs="+", type=Path, metavar="PATH", default=None, help="interpreters that hold the peers")
     add("--one-share", type=float, default=0.04, help="share of conditions that the one-by-one contestant runs")
+    add("--base-share", type=float, default=1.0, help="share of conditions that the well-made batch runs")
     add("--peer-share", type=float, default=0.25, help="share of conditions that each peer runs")
     add("--threads", type=int, default=os.cpu_count())
     add("--short", action="store_true", help="a smaller sweep of one small model; other flags still count")
@@ -102,7 +103,8 @@ def _told(contestant: Contestant, folder: Path, work: Work, asked: argparse.Name
     if python is None:
         venv, requirements = contestant.venv, contestant.requirements
         return f"not installed: python3 -m venv {venv} && {venv}/bin/python -m pip install -r {requirements}"
-    share = {"one": asked.one_share, "peer": asked.peer_share, "full": 1.0}[contestant.group]
+    shares = {"one": asked.one_share, "base": asked.base_share, "peer": asked.peer_share, "full": 1.0}
+    share = shares[contestant.group]
     if contestant.mixes:  # too few conditions would not fill its batches
         share = max(share, 2 * max(contestant.sizes) / len(work))
     result = folder / "result.json"

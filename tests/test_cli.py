@@ -191,6 +191,8 @@ MISTAKES = {
         ["steer", MODEL, "Hello", "--layer", "15", "--max-new-tokens", "0"],
         ["0", "--max-new-tokens"],
     ),
+    "temperature below zero": ([*STEER, "--temperature", "-1"], ["temperature", "-1.0"]),
+    "seed below zero for an answer": ([*STEER, "--temperature", "1", "--seed", "-2"], ["seed", "-2"]),
     "harmful prompts alone": ([*EXTRACT, "--layer", "3", "--harmful", "harmful.txt"], ["--harmless"]),
     "harmless prompts alone": ([*EXTRACT, "--layer", "3", "--harmless", "harmless.txt"], ["--harmful"]),
     "empty prompts": ([*EXTRACT, "--layer", "3", "--harmful", "harmful.txt", "--harmless", "empty.txt"], ["empty.txt"]),

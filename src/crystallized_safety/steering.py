@@ -4,6 +4,7 @@ What this module does not know: sweeps, judges, where the vector came from.
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from torch import Tensor
 
@@ -14,7 +15,16 @@ from crystallized_safety.models import LanguageModel, chat_tokens, decode, load
 from crystallized_safety.records import Operator, Positions
 from crystallized_safety.vectors import SteeringVector
 
-__all__ = ["ActivationSteerer"]
+__all__ = ["ActivationSteerer", "check_sampling"]
+
+
+def check_sampling(temperature: float, seed: int) -> None:
+    """Raise InputError for a temperature or a seed that nothing can be drawn by."""
+    if not 0 <= temperature < inf or seed < 0:
+        raise InputError(
+            f"A temperature must be finite and 0 or more, and a seed 0 or more, but {temperature} and {seed} came. "
+            "Pass 0 for greedy answers."
+        )
 
 
 class ActivationSteerer:
@@ -65,10 +75,21 @@ class ActivationSteerer:
         operator: Operator = "add",
         positions: Positions = "all",
         max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> str:
-        """The model's answer while alpha times the vector is applied; negative alpha suppresses refusal, 0 changes nothing."""
+        """The model's answer while alpha times the vector is applied; negative alpha suppresses refusal, 0 changes nothing.
+
+        Greedy at temperature 0; above, tokens are drawn by `seed`.
+        """
         return self.generate_batch(
-            [prompt], [alpha], operator=operator, positions=positions, max_new_tokens=max_new_tokens
+            [prompt],
+            [alpha],
+            operator=operator,
+            positions=positions,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
         )[0]
 
     def generate_batch(
@@ -79,8 +100,12 @@ class ActivationSteerer:
         operator: Operator = "add",
         positions: Positions = "all",
         max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
-        """One answer per (prompt, alpha), all decoded together, in the order asked.
+        """One answer per (prompt, alpha), all decoded together, in the order asked, each as it would be alone.
+
+        Every answer draws by the same `seed`, so that answers under two alphas differ by alpha and not by luck.
 
         Raises InputError where the two lists differ in length or no token may be generated, VectorError where alpha is not
         0 and no vector is set.
@@ -90,6 +115,7 @@ class ActivationSteerer:
             raise InputError(
                 f"An answer must have room for a token, but max_new_tokens is {max_new_tokens}. Pass 1 or more."
             )
+        check_sampling(temperature, seed)
         if len(prompts) != len(alphas):
             raise InputError(
                 f"There must be one alpha per prompt, but {len(prompts)} prompts and {len(alphas)} alphas came."
@@ -99,7 +125,14 @@ class ActivationSteerer:
                 "A vector must be set before steering, but there is none. Call set_steering_vector(vector)."
             )
         rows = [
-            Row(str(index), chat_tokens(lm, prompt), self._edits(operator, alpha, positions), max_new_tokens)
+            Row(
+                str(index),
+                chat_tokens(lm, prompt),
+                self._edits(operator, alpha, positions),
+                max_new_tokens,
+                temperature,
+                seed,
+            )
             for index, (prompt, alpha) in enumerate(zip(prompts, alphas, strict=True))
         ]
         done = TransformersEngine(lm).generate(rows)

@@ -64,6 +64,8 @@ def steer_command(
     operator: Literal["add", "ablate", "clamp"] = "add",
     positions: Literal["all", "last-prompt-token-on", "generated"] = "all",
     max_new_tokens: int = 48,
+    temperature: float = 0.0,
+    seed: int = 0,
     dtype: Dtype = "auto",
     device: str = "auto",
     cache: Path | None = None,
@@ -79,6 +81,8 @@ def steer_command(
         operator: add moves the stream, ablate removes that share of the projection, clamp sets it.
         positions: Tokens whose stream is edited.
         max_new_tokens: Longest answer.
+        temperature: 0 is greedy; above, tokens are drawn.
+        seed: What they are drawn by, the same for every dose.
         dtype: Precision of the weights.
         device: auto, cpu, cuda, cuda:1, mps.
         cache: Folder for model weights.
@@ -86,20 +90,27 @@ def steer_command(
     from crystallized_safety.evaluation import judge_by_matcher
     from crystallized_safety.extraction import SteeringVectorExtractor
     from crystallized_safety.models import load
-    from crystallized_safety.steering import ActivationSteerer
+    from crystallized_safety.steering import ActivationSteerer, check_sampling
     from crystallized_safety.vectors import load_vector
 
     if max_new_tokens < 1:
         raise InputError(
             f"An answer must have at least one token, but {max_new_tokens} came. Pass --max-new-tokens 48."
         )
+    check_sampling(temperature, seed)
     held = load_vector(vector) if vector else None
     lm = load(model, dtype=dtype, device=device, cache=cache, report=say)
     steerer = ActivationSteerer(lm, layer=layer).load_model()
     texts = _extraction_texts(None, None)
     steerer.set_steering_vector(held or SteeringVectorExtractor(lm).load_model().extract(*texts, layer=layer))
     answers = steerer.generate_batch(
-        [prompt] * len(alphas), alphas, operator=operator, positions=positions, max_new_tokens=max_new_tokens
+        [prompt] * len(alphas),
+        alphas,
+        operator=operator,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
     )
     for alpha, answer in zip(alphas, answers, strict=True):
         judgement = judge_by_matcher(prompt, answer)

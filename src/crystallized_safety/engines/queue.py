@@ -18,7 +18,7 @@ from crystallized_safety.models import LanguageModel
 
 __all__ = ["Queue", "Savings"]
 
-_READ_AHEAD = 4096
+_READ_AHEAD = 2048
 """Prompt tokens that are read together, and that rows entering together may bring."""
 _KEPT = 65536
 """Prompt tokens whose keys and values are kept for rows that wait; beyond, the oldest are dropped and read again."""
@@ -70,6 +70,11 @@ class Queue:
     def width(self) -> int:
         """Most own tokens that a waiting row needs room for."""
         return max(map(self._own_width, self._waiting))
+
+    @property
+    def peak_width(self) -> int:
+        """The same for the moment in which a row enters: what was read of its prompt under its edits is there twice."""
+        return max(self._own_width(row) + self._own_read(row) for row in self._waiting)
 
     @property
     def n_paths(self) -> int:
@@ -194,7 +199,11 @@ class Queue:
 
     def _own_width(self, row: Row | ScoreRow) -> int:
         new = max(map(len, row.continuations)) if isinstance(row, ScoreRow) else row.max_new_tokens
-        return new + (1 if start_layer(row.edits) is None else len(row.tokens) - self._n_head)
+        return new + max(1, self._own_read(row))
+
+    def _own_read(self, row: Row | ScoreRow) -> int:
+        """Prompt tokens that are read for this row alone."""
+        return 0 if start_layer(row.edits) is None else len(row.tokens) - self._n_head
 
     def _name(self, row: Row | ScoreRow) -> object:
         return row.tokens if self._savings.share_prompts else (row.tokens, id(row))

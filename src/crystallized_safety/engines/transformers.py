@@ -78,7 +78,7 @@ class TransformersEngine:
 
     def _batch(self, queue: Queue, most: int | None, settled: Settled | None) -> Batch:
         """An empty batch with room for as many rows as there are, as fit, or as `most` says; for the widest one at least."""
-        fits = rows_that_fit(self.lm, width=queue.width, token_bytes=queue.token_bytes, n_tokens=n_logits(self.lm))
+        fits = rows_that_fit(self.lm, width=queue.peak_width, token_bytes=queue.token_bytes, n_tokens=n_logits(self.lm))
         n_slots = min(fits if most is None else most, queue.n_paths)
         plan = BatchPlan(
             n_slots=max(n_slots, queue.most_paths),
