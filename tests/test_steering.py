@@ -90,7 +90,10 @@ def test_another_layer_is_allowed_when_it_is_meant(smollm2: LanguageModel, vecto
 def test_sampled_answers_depend_on_their_seed_and_on_nothing_else(steerer: ActivationSteerer):
     heat = {"temperature": 1.0, "max_new_tokens": 12}
     together = steerer.generate_batch(["Name a colour.", "Hello"], [0.0, 2.0], seed=3, **heat)
-    assert together == [steerer.generate("Name a colour.", seed=3, **heat), steerer.generate("Hello", 2.0, seed=3, **heat)]
+    assert together == [
+        steerer.generate("Name a colour.", seed=3, **heat),
+        steerer.generate("Hello", 2.0, seed=3, **heat),
+    ]
     assert len({steerer.generate("Name a colour.", seed=seed, **heat) for seed in range(6)}) > 1
     with pytest.raises(InputError, match="temperature must be finite and 0 or more"):
         steerer.generate("a", temperature=float("nan"))
