@@ -116,9 +116,9 @@ def naive_logprobs(lm: LanguageModel, asked: Asked, continuation: Sequence[int])
 
 
 def draw(lm: LanguageModel, n: int, seed: int, *, head: Sequence[int] = HEAD) -> list[Asked]:
-    """Rows of every operator and positions in turn, prompts of several lengths, layers and doses at random."""
+    """Rows of every operator and positions in turn, prompts of lengths near and far, layers and doses at random."""
     generator = random.Random(seed)
-    prompts = [(*head, *(generator.randrange(3, 40000) for _ in range(length))) for length in (2, 5, 9, 9, 14)]
+    prompts = [(*head, *(generator.randrange(3, 40000) for _ in range(length))) for length in (2, 3, 9, 10, 11, 14)]
     vectors = [
         torch.randn(lm.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
         for index in range(3)

@@ -208,6 +208,8 @@ def test_a_sampled_row_does_not_depend_on_its_company_and_seeds_differ(tiny: Tin
     together = run(lm, rows)
     alone = {key: run(lm, [row])[key] for key, row in ((row.key, row) for row in rows)}
     assert together == alone
+    for index, one in enumerate(asked):
+        assert together[str(index)].tokens == naive(lm, one, 8, temperature=1.0, seed=index)
     same = [asked[0].row(str(seed), 8, temperature=1.0, seed=seed) for seed in range(6)]
     assert len({one.tokens for one in run(lm, same).values()}) > 1
 

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -381,3 +382,19 @@ def test_a_real_small_disk_fills_and_the_run_goes_on_with_room(tmp_path: Path):
         assert folder.recover("cell") == tuple(rows[: kept + 1])
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_what_a_killed_process_had_half_written_is_gone_when_its_run_goes_on(tmp_path: Path):
+    folder = tmp_path / "run"
+    open_run(folder, {"model": "m"})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (folder / "judgements" / "matcher").mkdir(parents=True)
+    orphan = folder / "judgements" / "matcher" / f".cell.jsonl.{gone.pid}.partial"
+    living = folder / f".summary.json.{os.getpid()}.partial"
+    rows = folder / "cells" / "cell.partial.jsonl"
+    rows.parent.mkdir()
+    for path in (orphan, living, rows):
+        path.write_text("half")
+    open_run(folder, {"model": "m"})
+    assert [path.exists() for path in (orphan, living, rows)] == [False, True, True]

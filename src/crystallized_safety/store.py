@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from psutil import pid_exists
 from pydantic import TypeAdapter, ValidationError
 
 from crystallized_safety.errors import RunError
@@ -175,6 +176,7 @@ def open_run(path: Path, about: Mapping[str, Any]) -> RunFolder:
                 f"The folder of a run must be new or a run's own, but '{path}' {came}. Choose another --output."
             )
         write_whole(held, json.dumps(about, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        _drop_orphans(path)
         return RunFolder(path)
     before, now = _flat(read_run(path)), _flat(json.loads(json.dumps(about)))
     differ = sorted(
@@ -185,7 +187,16 @@ def open_run(path: Path, about: Mapping[str, Any]) -> RunFolder:
         raise RunError(
             f"'{path}' must hold the same run, but these differ: {shown}. Choose another --output, or delete the folder."
         )
+    _drop_orphans(path)
     return RunFolder(path)
+
+
+def _drop_orphans(path: Path) -> None:
+    """Delete what `write_whole` had not finished when its process was killed; a process that lives may still finish it."""
+    for orphan in path.rglob(".*.partial"):
+        owner = orphan.name.split(".")[-2]
+        if owner.isdigit() and not pid_exists(int(owner)):
+            orphan.unlink(missing_ok=True)
 
 
 def read_run(path: Path) -> dict[str, Any]:
