@@ -261,6 +261,25 @@ def test_where_memory_runs_out_no_row_is_lost_and_the_user_is_told(tiny: Tiny, m
     ]
 
 
+def test_where_memory_runs_out_while_prompts_are_read_no_row_is_lost(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
+    lm = tiny("llama")
+    rows = [one.row(str(index), 5) for index, one in enumerate(draw(lm, 21, seed=6))]
+    expected = run(lm, rows)
+    forward, passes_left = type(lm.model).forward, [7]
+
+    def scarce(*inputs, **rest):
+        if rest["input_ids"].shape[1] > 1:
+            passes_left[0] -= 1
+            if passes_left[0] == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(lm.model, *inputs, **rest)
+
+    monkeypatch.setattr(lm.model, "forward", scarce)
+    told: list[str] = []
+    assert {one.key: one for one in TransformersEngine(lm, 16, told.append).generate(rows)} == expected
+    assert len(told) == 1
+
+
 def test_other_failures_are_not_taken_for_a_lack_of_memory(tiny: Tiny, monkeypatch: pytest.MonkeyPatch):
     lm = tiny("llama")
 
@@ -278,8 +297,9 @@ def test_the_models_own_attention_and_output_layer_are_back_after_a_failure(
     lm = tiny("llama")
     before = lm.model.config._attn_implementation
     monkeypatch.setattr(batch_module, "follow", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(lm, [Asked((5, 6, 7), (one_push(lm, "all"),)).row("a", 2)])
+    for positions in ("all", "last-prompt-token-on"):  # the first fails after a read prompt, the second after a step
+        with pytest.raises(ZeroDivisionError):
+            run(lm, [Asked((5, 6, 7), (one_push(lm, positions),)).row("a", 2)])
     assert lm.model.config._attn_implementation == before
     assert "forward" not in lm.model.lm_head.__dict__
     assert all("forward" not in block.__dict__ and not block._forward_hooks for block in lm.blocks)
