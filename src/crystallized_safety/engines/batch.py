@@ -92,7 +92,9 @@ class Batch:
         before = len(self._flights)
         self._flights += [one.flight for one in arrivals]
         self._edits = None
-        self._store_own(before, arrivals)
+        for slot, one in enumerate(arrivals, start=before):
+            if one.own is not None:
+                self._cache.store_row(slot, one.own)
         known = [before + index for index, one in enumerate(arrivals) if one.logits is not None]
         if not known:
             return []
@@ -164,11 +166,6 @@ class Batch:
         self._edits = None
         used = {one.prefix for one in self._flights}
         self._prefixes = {prefix: index for prefix, index in self._prefixes.items() if prefix in used}
-
-    def _store_own(self, before: int, arrivals: Sequence[Arrival]) -> None:
-        read = [(before + index, one.own) for index, one in enumerate(arrivals) if one.own is not None]
-        for slot, own in read:
-            self._cache.store_row(slot, own)
 
     def _free_prefix(self) -> int:
         taken = set(self._prefixes.values())

@@ -48,12 +48,10 @@ class Queue:
         prompts = sorted({row.tokens for row in rows}, key=lambda tokens: (len(tokens), tokens))
         self._n_head = common_head(prompts) if savings.share_head and len(prompts) > 1 else 0
         self._length = {tokens: index for index, tokens in enumerate(prompts)}
+        contents = {id(row.edits): row.edits for row in rows}
         numbers: dict[object, int] = {}
-        names: dict[int, object] = {}
-        self._condition = {
-            id(row): numbers.setdefault(names.setdefault(id(row.edits), _content(row.edits)), len(numbers))
-            for row in rows
-        }
+        number = {name: numbers.setdefault(_content(edits), len(numbers)) for name, edits in contents.items()}
+        self._condition = {id(row): number[id(row.edits)] for row in rows}
         self._waiting = deque(sorted(rows, key=self._place))
         self._needed = Counter(map(self._name, rows))
         self._streams = (
